@@ -1,0 +1,37 @@
+//! The nouns of mvm and their rules: ids, roles, states, quotas, routes, manifests. No I/O.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`id`] | typed ids and the addresses people write: `alice/workers/i-0000002a` |
+//! | [`network`] | network numbers, subnets, MAC and interface names, derived from one another |
+//! | [`role`] | what a pool's machines are for |
+//! | [`state`] | the one table that decides every change of an instance's state |
+//! | [`policy`] | restart and runtime policies |
+//! | [`quota`] | what a tenant may use |
+//! | [`egress`] | what a pool may reach |
+//! | [`routes`] | how a gateway finds the machine a message is for |
+//! | [`service`] | what runs in a machine |
+//! | [`pool`] | a pool's desired shape |
+//! | [`manifest`] | `deployment.toml`, parsed with the place of every mistake |
+
+pub mod egress;
+pub mod id;
+pub mod manifest;
+pub mod network;
+pub mod policy;
+pub mod pool;
+pub mod quota;
+pub mod role;
+pub mod routes;
+pub mod service;
+pub mod state;
+
+pub use egress::{Egress, EgressRule};
+pub use id::{InstanceId, InstanceRef, InvalidId, PoolId, TenantId};
+pub use network::{MacAddr, NetId, TenantSubnet};
+pub use policy::{RestartPolicy, RuntimePolicy};
+pub use pool::{DesiredCounts, PoolSpec, Profile, Resources, SecretScope};
+pub use quota::Quotas;
+pub use role::Role;
+pub use routes::{InstanceSelector, Route, RoutingTable};
+pub use state::{InstanceState, Operation};

@@ -1,0 +1,106 @@
+//! A pool's desired shape, as a manifest says it and the agent keeps it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Egress, PoolId, RestartPolicy, Role, RuntimePolicy};
+
+/// Which packages the image holds: a built-in profile's or one's own name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Profile(pub String);
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self("minimal".to_owned())
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What one machine of a pool has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Data disk in MiB; 0 means no /data.
+    pub data_disk_mib: u64,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { vcpus: 2, mem_mib: 1024, data_disk_mib: 0 }
+    }
+}
+
+/// How many instances a pool has, by the state in which new ones begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DesiredCounts {
+    /// Begin running.
+    pub running: u32,
+    /// Begin paused.
+    pub warm: u32,
+    /// Begin asleep.
+    pub sleeping: u32,
+}
+
+impl DesiredCounts {
+    /// The number of instances.
+    pub const fn total(&self) -> u32 {
+        self.running + self.warm + self.sleeping
+    }
+}
+
+/// Secrets that a pool's machines are given: one integration's keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretScope {
+    /// The scope, as in `/run/secrets/<scope>/<KEY>`.
+    pub integration: String,
+    /// The keys of it.
+    pub keys: Vec<String>,
+}
+
+/// Everything a tenant wants of one pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSpec {
+    /// Its name.
+    pub id: PoolId,
+    /// What its machines are for.
+    pub role: Role,
+    /// Which packages their image holds.
+    pub profile: Profile,
+    /// A built-in recipe's name, or the absolute path of a recipe's folder.
+    pub image: String,
+    /// What each machine has.
+    pub resources: Resources,
+    /// How many instances, and how new ones begin.
+    pub desired: DesiredCounts,
+    /// What machines may reach.
+    pub egress: Egress,
+    /// Which secrets they are given; every scope where absent.
+    pub secret_scopes: Option<Vec<SecretScope>>,
+    /// How long they may or must run.
+    pub runtime_policy: RuntimePolicy,
+    /// What follows a failure.
+    pub restart: RestartPolicy,
+}
+
+impl PoolSpec {
+    /// Whether a secret belongs to this pool's machines.
+    pub fn is_given(&self, scope: &str, key: &str) -> bool {
+        if self.role.secrets() == crate::role::Need::No {
+            return false;
+        }
+        self.secret_scopes.as_ref().is_none_or(|scopes| {
+            scopes.iter().any(|s| s.integration == scope && s.keys.iter().any(|k| k == key))
+        })
+    }
+}

@@ -1,0 +1,374 @@
+//! The agent's HTTP API, spoken over a Unix socket: types of requests and answers.
+//!
+//! | method and path | body → answer |
+//! |---|---|
+//! | `GET /v1/agent` | → [`AgentInfo`] |
+//! | `POST /v1/agent/stop` | → `{}`; machines keep running |
+//! | `POST /v1/deploy` | [`DeployRequest`] → lines of [`DeployEvent`] |
+//! | `GET /v1/tenants` | → [`TenantSummary`]s |
+//! | `GET /v1/tenants/{tenant}` | → [`TenantInfo`] |
+//! | `DELETE /v1/tenants/{tenant}` | → [`Destroyed`] |
+//! | `GET /v1/pools?tenant=` | → [`PoolSummary`]s |
+//! | `GET /v1/pools/{tenant}/{pool}` | → [`PoolInfo`] |
+//! | `GET /v1/instances?tenant=&pool=` | → [`InstanceSummary`]s |
+//! | `GET /v1/instances/{tenant}/{pool}/{instance}` | → [`InstanceInfo`] |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/{act}` | [`Act`] as the last part → [`ActDone`] |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/exec` | [`ExecRequest`], upgrade to [`UPGRADE`] → records |
+//! | `GET /v1/instances/{tenant}/{pool}/{instance}/logs?service=` | → text |
+//! | `DELETE /v1/instances/{tenant}/{pool}/{instance}` | → [`Destroyed`] |
+//! | `GET /v1/events/{tenant}` | → [`AuditEntry`]s |
+//! | `POST /v1/net/verify` | → [`NetReport`] |
+//!
+//! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
+//! with a status of 4xx or 5xx and an [`ApiError`].
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use mvm_model::manifest::{Deployment, Publish};
+use mvm_model::{InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet};
+use serde::{Deserialize, Serialize};
+
+use crate::SecretBytes;
+
+/// The protocol that an exec request upgrades to: [`crate::record`]s.
+pub const UPGRADE: &str = "mvm-records";
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// What went wrong and what to do about it.
+    pub message: String,
+    /// The key of the manifest at fault, where it is one: `publish[0].port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// No such tenant, pool or instance.
+    NotFound,
+    /// More than one instance is meant.
+    Ambiguous,
+    /// The request makes no sense.
+    Invalid,
+    /// The state of things does not allow it.
+    Refused,
+    /// It was tried and failed.
+    Failed,
+}
+
+/// How the agent is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// Version of mvm.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Data folder.
+    pub data_dir: String,
+    /// Run folder.
+    pub run_dir: String,
+    /// Since when, in seconds since 1970.
+    pub started_at: u64,
+    /// Engine and its version, and how it runs machines: `qemu 7.2.22 (emulation)`.
+    pub engine: String,
+    /// Tenants.
+    pub tenants: usize,
+    /// Instances by state.
+    pub instances: BTreeMap<String, usize>,
+}
+
+/// What a person wants of a tenant, with the values of its secrets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeployRequest {
+    /// The manifest's content; recipe paths are absolute.
+    pub deployment: Deployment,
+    /// All of its secrets.
+    pub secrets: Vec<SecretValue>,
+}
+
+/// One secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretValue {
+    /// As in `/run/secrets/<scope>/<KEY>`.
+    pub scope: String,
+    /// As in `/run/secrets/<scope>/<KEY>`.
+    pub key: String,
+    /// Its value.
+    pub value: SecretBytes,
+}
+
+/// A line of a deployment's progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum DeployEvent {
+    /// A step begins: `image echo`, `alice/workers/i-0000002a`.
+    Step {
+        /// What it is about; later lines about the same thing have the same text.
+        what: String,
+        /// What happens to it.
+        doing: String,
+        /// How far it is.
+        done: u64,
+        /// Of how much; 0 where nobody knows.
+        total: u64,
+    },
+    /// Something was made or changed.
+    Changed {
+        /// What, as an address: `alice/workers`.
+        what: String,
+        /// How.
+        how: String,
+    },
+    /// Something differs from the manifest and stays: too many instances, a change that needs a restart.
+    Differs {
+        /// What, as an address.
+        what: String,
+        /// How it differs, and what would change it.
+        how: String,
+    },
+    /// All is as the manifest says.
+    Done {
+        /// How many changes were made; 0 means there was nothing to do.
+        changes: usize,
+    },
+    /// It failed. Everything that this deployment made before is undone, or is named here as left.
+    Failed {
+        /// Why.
+        error: ApiError,
+    },
+}
+
+/// A line of `tenant list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TenantSummary {
+    /// Its id.
+    pub id: TenantId,
+    /// Its network number.
+    pub net_id: NetId,
+    /// Its subnet.
+    pub subnet: TenantSubnet,
+    /// Pools.
+    pub pools: usize,
+    /// Instances by state.
+    pub instances: BTreeMap<String, usize>,
+}
+
+/// `tenant info`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TenantInfo {
+    /// What `tenant list` says.
+    #[serde(flatten)]
+    pub summary: TenantSummary,
+    /// Its limits.
+    pub quotas: Quotas,
+    /// Its pools.
+    pub pool_ids: Vec<PoolId>,
+    /// Ports of the host that lead to it.
+    pub publish: Vec<Publish>,
+    /// Its routes.
+    pub routes: Vec<Route>,
+    /// Names of its secrets, as `scope/KEY`.
+    pub secrets: Vec<String>,
+    /// Since when, in seconds since 1970.
+    pub created_at: u64,
+}
+
+/// A line of `pool list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolSummary {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its id.
+    pub id: PoolId,
+    /// What its machines are for.
+    pub role: Role,
+    /// Its image.
+    pub image: String,
+    /// Revision of the image that new starts take.
+    pub revision: Option<String>,
+    /// Instances by state.
+    pub instances: BTreeMap<String, usize>,
+}
+
+/// `pool info`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// What `pool list` says.
+    #[serde(flatten)]
+    pub summary: PoolSummary,
+    /// Everything that is wanted of it.
+    pub spec: PoolSpec,
+}
+
+/// A line of `instance list`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSummary {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its pool.
+    pub pool: PoolId,
+    /// Its id.
+    pub id: InstanceId,
+    /// What its pool is for.
+    pub role: Role,
+    /// Its state.
+    pub state: InstanceState,
+    /// What is being done to it: `starting`, `waking`, …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub act: Option<String>,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// In this state since, in seconds since 1970.
+    pub since: u64,
+}
+
+/// `instance info`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceInfo {
+    /// What `instance list` says.
+    #[serde(flatten)]
+    pub summary: InstanceSummary,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub mem_mib: u32,
+    /// Data disk in MiB.
+    pub data_disk_mib: u64,
+    /// Counts starts and wakes.
+    pub generation: u64,
+    /// Revision of the image it runs, or ran last.
+    pub revision: Option<String>,
+    /// Why it is in its state: why it failed, or why a wake became a cold start.
+    pub reason: Option<String>,
+    /// Process of its VMM.
+    pub pid: Option<u32>,
+    /// How its last start or wake went.
+    pub last_start: Option<StartReport>,
+    /// What its snapshot takes, in bytes.
+    pub snapshot_bytes: Option<u64>,
+    /// Holds that keep it awake.
+    pub holds: usize,
+}
+
+/// How a start or wake went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartReport {
+    /// `cold boot`, `wake`.
+    pub how: String,
+    /// Why this way, where another was expected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// From the request to ready, in milliseconds.
+    pub total_ms: u64,
+    /// Of these, until the guest had confirmed its identity.
+    pub confirmed_ms: u64,
+}
+
+/// What can be done to an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Act {
+    /// Make it run.
+    Start,
+    /// Shut it down.
+    Stop,
+    /// Put it to sleep.
+    Sleep,
+    /// Wake it.
+    Wake,
+}
+
+impl Act {
+    /// The word in the path.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Act::Start => "start",
+            Act::Stop => "stop",
+            Act::Sleep => "sleep",
+            Act::Wake => "wake",
+        }
+    }
+}
+
+/// What became of an act.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ActDone {
+    /// The instance's whole address.
+    pub instance: String,
+    /// Its state now.
+    pub state: InstanceState,
+    /// Whether anything was done; the goal may have held already.
+    pub changed: bool,
+    /// One sentence for a person.
+    pub message: String,
+    /// How long it took, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// What was destroyed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destroyed {
+    /// Whole addresses.
+    pub destroyed: Vec<String>,
+}
+
+/// Run a program in a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Added to the environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// As this user; root where absent.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+/// One entry of a tenant's audit log: each names the hash of the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Counts from 1.
+    pub seq: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// What it is about, as an address.
+    pub subject: String,
+    /// What happened: `InstanceStarted`, `WakeRefused`, …
+    pub kind: String,
+    /// In words.
+    pub detail: String,
+    /// SHA-256 over the entry before and this one's content, in hex.
+    pub hash: String,
+}
+
+/// What `net verify` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetReport {
+    /// How many things were looked at.
+    pub checked: usize,
+    /// What is not as it should be.
+    pub findings: Vec<NetFinding>,
+}
+
+/// One thing that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetFinding {
+    /// Which: `tap tn3i4 of alice`.
+    pub object: String,
+    /// How it should be.
+    pub expected: String,
+    /// How it is.
+    pub found: String,
+    /// What to do.
+    pub remedy: String,
+}
