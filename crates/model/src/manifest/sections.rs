@@ -1,0 +1,231 @@
+//! `[tenant]`, `[[pools]]` and `[[publish]]`, read from the tree.
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use ipnet::Ipv4Net;
+use toml::de::DeTable;
+
+use super::check::{COUNT, DATA_DISK_MIB, MEM_MIB, PORT, VCPUS};
+use super::reader::{Keys, Table, Value};
+use super::{Deployment, Problem, Publish, RequestedNetwork, SecretSource, routing, secrets};
+use crate::{
+    DesiredCounts, Egress, NetId, PoolId, PoolSpec, Profile, Quotas, Resources, RestartPolicy, Role,
+    RoutingTable, RuntimePolicy, SecretScope, TenantId, TenantSubnet,
+};
+
+/// A quota's range: as large as the type for what is counted, 2^40 for what is measured.
+const COUNTED: RangeInclusive<u32> = 0..=u32::MAX;
+const MEASURED: RangeInclusive<u64> = 0..=1 << 40;
+/// The seconds of a runtime policy: up to a week.
+const SECONDS: RangeInclusive<u32> = 0..=7 * 24 * 60 * 60;
+
+/// Reads a whole document.
+pub(super) fn document(root: &DeTable<'_>) -> Result<(Deployment, Vec<SecretSource>), Problem> {
+    const ROOT: Keys = Keys {
+        known: &["tenant", "pools", "publish", "routes", "secrets"],
+        later: &[
+            ("overrides", "templates and their overrides are"),
+            ("users", "users are"),
+            ("endpoints", "endpoints are"),
+        ],
+    };
+    let root = Table::new(String::new(), root, &ROOT)?;
+    let (tenant, network, quotas) = root.required("tenant", read_tenant)?;
+    let pools = root.list("pools", read_pool)?;
+    let publish = root.list("publish", read_publish)?;
+    let routes = RoutingTable { routes: root.list("routes", routing::read)? };
+    let secrets = root.optional("secrets", secrets::read)?.unwrap_or_default();
+    Ok((Deployment { tenant, network, quotas, pools, publish, routes }, secrets))
+}
+
+fn read_tenant(section: Value<'_, '_>) -> Result<(TenantId, RequestedNetwork, Quotas), Problem> {
+    const TENANT: Keys = Keys { known: &["id", "net_id", "subnet", "quotas"], later: &[] };
+    let tenant = section.table(&TENANT)?;
+    let id = tenant.required("id", |id| id.parsed())?;
+    let net_id = tenant.optional("net_id", |value| {
+        let number = value.integer(&(0..=u64::from(NetId::MAX)))?;
+        NetId::new(number).map_err(|error| value.problem(error.to_string()))
+    })?;
+    let subnet = tenant.optional("subnet", |value| {
+        let net: Ipv4Net = value.parsed_as("a subnet: write one as 10.240.7.0/24")?;
+        TenantSubnet::try_from(net).map_err(|error| value.problem(error.to_string()))
+    })?;
+    let quotas = tenant.optional("quotas", read_quotas)?.unwrap_or_default();
+    Ok((id, RequestedNetwork { net_id, subnet }, quotas))
+}
+
+fn read_quotas(section: Value<'_, '_>) -> Result<Quotas, Problem> {
+    const QUOTAS: Keys = Keys {
+        known: &[
+            "max_vcpus",
+            "max_mem_mib",
+            "max_running",
+            "max_warm",
+            "max_pools",
+            "max_instances_per_pool",
+            "max_disk_gib",
+        ],
+        later: &[],
+    };
+    let quotas = section.table(&QUOTAS)?;
+    let counted = |name| quotas.optional(name, |value| value.integer(&COUNTED));
+    let measured = |name| quotas.optional(name, |value| value.integer(&MEASURED));
+    Ok(Quotas {
+        max_vcpus: counted("max_vcpus")?,
+        max_mem_mib: measured("max_mem_mib")?,
+        max_running: counted("max_running")?,
+        max_warm: counted("max_warm")?,
+        max_pools: counted("max_pools")?,
+        max_instances_per_pool: counted("max_instances_per_pool")?,
+        max_disk_gib: measured("max_disk_gib")?,
+    })
+}
+
+const POOL: Keys = Keys {
+    known: &[
+        "id",
+        "role",
+        "profile",
+        "image",
+        "vcpus",
+        "mem_mib",
+        "data_disk_mib",
+        "desired_running",
+        "desired_warm",
+        "desired_sleeping",
+        "egress",
+        "secret_scopes",
+        "runtime_policy",
+        "restart",
+    ],
+    later: &[
+        ("flake", "flake images are"),
+        ("sleep_after_seconds", "sleep of idle machines (`sleep_after_seconds`) is"),
+        ("snapshot_compression", "snapshot compression is"),
+        ("peer_traffic", "peer traffic is"),
+        ("integrations", "integrations are"),
+        ("pinned", "pinned pools are"),
+        ("critical", "critical pools are"),
+    ],
+};
+
+fn read_pool(section: Value<'_, '_>) -> Result<PoolSpec, Problem> {
+    let pool = section.table(&POOL)?;
+    let count = |name| Ok(pool.optional(name, |value| value.integer(&COUNT))?.unwrap_or_default());
+    let role = pool.optional("role", |value| value.parsed::<Role>())?.unwrap_or_default();
+    let profile = pool.optional("profile", read_profile)?.unwrap_or_default();
+    // A profile's own recipe has its name.
+    let image = pool.optional("image", read_image)?.unwrap_or_else(|| profile.0.clone());
+    Ok(PoolSpec {
+        id: pool.required("id", |value| value.parsed())?,
+        role,
+        profile,
+        image,
+        resources: read_resources(&pool)?,
+        desired: DesiredCounts {
+            running: count("desired_running")?,
+            warm: count("desired_warm")?,
+            sleeping: count("desired_sleeping")?,
+        },
+        egress: pool.optional("egress", read_egress)?.unwrap_or_default(),
+        secret_scopes: pool.optional("secret_scopes", |value| value.list(read_scope))?,
+        runtime_policy: pool.optional("runtime_policy", read_runtime_policy)?.unwrap_or_default(),
+        restart: pool.optional("restart", read_restart)?.unwrap_or(RestartPolicy::default_for(role)),
+    })
+}
+
+fn read_resources(pool: &Table<'_, '_>) -> Result<Resources, Problem> {
+    let default = Resources::default();
+    // What is between 0 and the smallest disk is refused with the other checks.
+    let disk = 0..=*DATA_DISK_MIB.end();
+    Ok(Resources {
+        vcpus: pool.optional("vcpus", |value| value.integer(&VCPUS))?.unwrap_or(default.vcpus),
+        mem_mib: pool.optional("mem_mib", |value| value.integer(&MEM_MIB))?.unwrap_or(default.mem_mib),
+        data_disk_mib: pool
+            .optional("data_disk_mib", |value| value.integer(&disk))?
+            .unwrap_or(default.data_disk_mib),
+    })
+}
+
+fn read_profile(value: Value<'_, '_>) -> Result<Profile, Problem> {
+    // Named as pools are: it is part of paths.
+    let name: PoolId = value.parsed()?;
+    Ok(Profile(name.into()))
+}
+
+fn read_image(value: Value<'_, '_>) -> Result<String, Problem> {
+    let image = value.filled_text()?;
+    if image.starts_with("oci:") {
+        return Err(value.problem("OCI images are not supported by this version"));
+    }
+    Ok(image)
+}
+
+fn read_egress(value: Value<'_, '_>) -> Result<Egress, Problem> {
+    match value.as_text() {
+        Some("any") => return Ok(Egress::Any),
+        Some("none") => return Ok(Egress::None),
+        Some(_) => {
+            return Err(value.problem("must be a list, as [\"192.0.2.0/24:443\"], or \"any\" or \"none\""));
+        }
+        None => {}
+    }
+    let rules = value.list(|rule| match rule.text()? {
+        "any" => Err(rule.problem("\"any\" stands alone: write egress = \"any\"")),
+        _ => rule.parsed(),
+    })?;
+    Ok(if rules.is_empty() { Egress::None } else { Egress::Only(rules) })
+}
+
+fn read_scope(value: Value<'_, '_>) -> Result<SecretScope, Problem> {
+    const SCOPE: Keys = Keys { known: &["integration", "keys"], later: &[] };
+    let scope = value.table(&SCOPE)?;
+    Ok(SecretScope {
+        integration: scope.required("integration", |value| value.filled_text())?,
+        keys: scope.required("keys", |value| value.list(|key| key.filled_text()))?,
+    })
+}
+
+fn read_runtime_policy(value: Value<'_, '_>) -> Result<RuntimePolicy, Problem> {
+    const POLICY: Keys = Keys {
+        known: &[
+            "min_running_seconds",
+            "min_warm_seconds",
+            "drain_timeout_seconds",
+            "graceful_shutdown_seconds",
+        ],
+        later: &[],
+    };
+    let policy = value.table(&POLICY)?;
+    let default = RuntimePolicy::default();
+    let seconds =
+        |name, default| Ok(policy.optional(name, |value| value.integer(&SECONDS))?.unwrap_or(default));
+    Ok(RuntimePolicy {
+        min_running_seconds: seconds("min_running_seconds", default.min_running_seconds)?,
+        min_warm_seconds: seconds("min_warm_seconds", default.min_warm_seconds)?,
+        drain_timeout_seconds: seconds("drain_timeout_seconds", default.drain_timeout_seconds)?,
+        graceful_shutdown_seconds: seconds("graceful_shutdown_seconds", default.graceful_shutdown_seconds)?,
+    })
+}
+
+fn read_restart(value: Value<'_, '_>) -> Result<RestartPolicy, Problem> {
+    let text = value.text()?;
+    let all = [RestartPolicy::OnFailure, RestartPolicy::OnDemand, RestartPolicy::Never];
+    all.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| {
+        value.problem(format!("`{text}` is not a restart policy: use on-failure, on-demand or never"))
+    })
+}
+
+fn read_publish(value: Value<'_, '_>) -> Result<Publish, Problem> {
+    const PUBLISH: Keys = Keys { known: &["bind", "port", "pool", "target_port"], later: &[] };
+    let publish = value.table(&PUBLISH)?;
+    Ok(Publish {
+        bind: publish
+            .optional("bind", |value| value.parsed_as::<Ipv4Addr>("an IPv4 address, as 127.0.0.1"))?
+            .unwrap_or(Publish::DEFAULT_BIND),
+        port: publish.required("port", |value| value.integer(&PORT))?,
+        pool: publish.required("pool", |value| value.parsed())?,
+        target_port: publish.required("target_port", |value| value.integer(&PORT))?,
+    })
+}
