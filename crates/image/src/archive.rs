@@ -1,0 +1,273 @@
+//! Fetches pinned packages from the distribution's archives and keeps them by digest.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{At, Error, Result};
+use crate::flock::FileLock;
+use crate::lock::{Archive, LockedPackage};
+use crate::work::Workshop;
+use crate::{BuildStep, Digest, Progress};
+
+/// Where packages come from. Any server will do: packages are known by their digests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirrors {
+    /// Debian's archive; `MVM_DEBIAN_MIRROR`.
+    pub debian: String,
+    /// Debian's security updates; `MVM_DEBIAN_SECURITY_MIRROR`.
+    pub debian_security: String,
+    /// The archive of everything there ever was; `MVM_DEBIAN_SNAPSHOT`.
+    pub snapshot: String,
+}
+
+impl Mirrors {
+    /// The public ones, or what the environment names instead.
+    pub fn from_environment() -> Self {
+        let variable = |name: &str, default: &str| {
+            let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+            value.as_deref().unwrap_or(default).trim_end_matches('/').to_owned()
+        };
+        Self {
+            debian: variable("MVM_DEBIAN_MIRROR", "http://deb.debian.org/debian"),
+            debian_security: variable("MVM_DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security"),
+            snapshot: variable("MVM_DEBIAN_SNAPSHOT", "http://snapshot.debian.org/archive"),
+        }
+    }
+
+    /// The address of an archive's root.
+    pub fn root(&self, archive: Archive) -> &str {
+        match archive {
+            Archive::Debian => &self.debian,
+            Archive::DebianSecurity => &self.debian_security,
+        }
+    }
+
+    /// Where to look for a package, in this order.
+    fn addresses(&self, package: &LockedPackage, timestamp: &str) -> [String; 2] {
+        let name = match package.archive {
+            Archive::Debian => "debian",
+            Archive::DebianSecurity => "debian-security",
+        };
+        [
+            format!("{}/{}", self.root(package.archive), package.path),
+            format!("{}/{name}/{timestamp}/{}", self.snapshot, package.path),
+        ]
+    }
+}
+
+/// Packages on disk, by their digests. Processes may share the folder.
+#[derive(Debug)]
+pub(crate) struct PackageCache {
+    folder: PathBuf,
+    mirrors: Mirrors,
+    work: Workshop,
+    agent: ureq::Agent,
+}
+
+impl PackageCache {
+    pub(crate) fn open(folder: PathBuf, mirrors: Mirrors, work: Workshop) -> Result<Self> {
+        fs::create_dir_all(&folder).at(&folder)?;
+        Ok(Self { folder, mirrors, work, agent: http_agent() })
+    }
+
+    /// Makes sure that every package is here, and gives their paths.
+    pub(crate) fn fetch_all(
+        &self,
+        packages: &[LockedPackage],
+        timestamp: &str,
+        progress: Progress<'_>,
+    ) -> Result<Vec<PathBuf>> {
+        let of = packages.len();
+        let fetch = |(index, package): (usize, &LockedPackage)| {
+            self.fetch(package, timestamp, &|bytes| {
+                progress(BuildStep::Fetch {
+                    package: package.name.clone(),
+                    number: index + 1,
+                    of,
+                    bytes,
+                    total_bytes: package.size,
+                });
+            })
+        };
+        packages.iter().enumerate().map(fetch).collect()
+    }
+
+    fn fetch(&self, package: &LockedPackage, timestamp: &str, received: &dyn Fn(u64)) -> Result<PathBuf> {
+        let path = self.folder.join(format!("{}.deb", package.sha256));
+        let _lock = FileLock::exclusive(&self.folder.join(format!("{}.lock", package.sha256)))?;
+        if is_intact(&path, package) {
+            received(package.size);
+            return Ok(path);
+        }
+        let work = self.work.begin()?;
+        let part = work.join("package");
+        let mut reasons = Vec::new();
+        for address in self.mirrors.addresses(package, timestamp) {
+            match self.download(&address, package, &part, received) {
+                Ok(()) => {
+                    fs::rename(&part, &path).at(&path)?;
+                    return Ok(path);
+                }
+                Err(reason) => reasons.push(format!("{address}: {reason}")),
+            }
+        }
+        Err(Error::Fetch {
+            package: package.name.clone(),
+            version: package.version.clone(),
+            reasons: reasons.join("; "),
+        })
+    }
+
+    /// Into the file `part`, which is what was asked for unless this fails.
+    fn download(
+        &self,
+        address: &str,
+        package: &LockedPackage,
+        part: &Path,
+        received: &dyn Fn(u64),
+    ) -> Result<(), DownloadError> {
+        received(0);
+        let mut response = self.agent.get(address).call()?;
+        // One byte more than expected is enough to know that it is something else.
+        let mut body = response.body_mut().as_reader().take(package.size + 1);
+        let mut file = File::create(part)?;
+        let mut buffer = vec![0; 1 << 16];
+        let mut length = 0;
+        loop {
+            let read = body.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            file.write_all(&buffer[..read])?;
+            length += read as u64;
+            received(length.min(package.size));
+        }
+        if !is_intact(part, package) {
+            return Err(DownloadError::Different);
+        }
+        Ok(file.sync_all()?)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DownloadError {
+    #[error(transparent)]
+    Http(#[from] ureq::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("has another size or SHA-256 than the lock says")]
+    Different,
+}
+
+fn is_intact(path: &Path, package: &LockedPackage) -> bool {
+    let has_size = File::open(path)
+        .and_then(|file| file.metadata())
+        .is_ok_and(|metadata| metadata.len() == package.size);
+    has_size && Digest::of_file(path).is_ok_and(|(digest, _)| digest == package.sha256)
+}
+
+/// Without TLS: what comes is checked by digest (packages) or signature (indexes). Proxies are taken
+/// from the environment.
+fn http_agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_recv_body(Some(Duration::from_secs(900)))
+        .user_agent(concat!("mvm/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::{BufRead, BufReader};
+    use std::net::{SocketAddr, TcpListener};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+
+    use super::*;
+
+    /// An HTTP server that has these files and remembers what it was asked for. It ends with the test.
+    fn serve(files: BTreeMap<&'static str, &'static [u8]>) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = asked.clone();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(std::io::Result::ok) {
+                let lines = BufReader::new(&stream).lines().map_while(std::io::Result::ok);
+                let head: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+                let path = head[0].split(' ').nth(1).unwrap_or_default().to_owned();
+                let (status, body) = match files.get(path.as_str()) {
+                    Some(body) => ("200 OK", *body),
+                    None => ("404 Not Found", &b"no"[..]),
+                };
+                seen.lock().unwrap().push(path);
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+            }
+        });
+        (address, asked)
+    }
+
+    fn cache(folder: &Path, server: SocketAddr) -> PackageCache {
+        let mirrors = Mirrors {
+            debian: format!("http://{server}/debian"),
+            debian_security: format!("http://{server}/security"),
+            snapshot: format!("http://{server}/snapshot"),
+        };
+        let work = Workshop::open(folder.join("work")).unwrap();
+        PackageCache::open(folder.join("packages"), mirrors, work).unwrap()
+    }
+
+    fn package() -> LockedPackage {
+        LockedPackage {
+            name: "app".to_owned(),
+            version: "1".to_owned(),
+            archive: Archive::Debian,
+            path: "pool/app.deb".to_owned(),
+            size: 7,
+            sha256: Digest::of(b"content"),
+        }
+    }
+
+    #[test]
+    fn the_snapshot_archive_has_what_the_mirror_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        // The mirror has something else by that name, of the same size.
+        let files: BTreeMap<_, &[u8]> = [
+            ("/debian/pool/app.deb", &b"CONTENT"[..]),
+            ("/snapshot/debian/20260101T000000Z/pool/app.deb", &b"content"[..]),
+        ]
+        .into();
+        let (server, asked) = serve(files);
+        let cache = cache(folder.path(), server);
+        let fetch = || cache.fetch_all(&[package()], "20260101T000000Z", &|_| ()).unwrap();
+        let paths = fetch();
+        assert_eq!(fs::read(&paths[0]).unwrap(), b"content");
+        assert_eq!(fetch(), paths);
+        assert_eq!(asked.lock().unwrap().len(), 2, "what is here is not fetched again");
+
+        fs::write(&paths[0], b"damaged").unwrap();
+        assert_eq!(fs::read(&fetch()[0]).unwrap(), b"content");
+    }
+
+    #[test]
+    fn what_no_archive_has_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, _) = serve([("/debian/pool/app.deb", &b"content and more"[..])].into());
+        let error = cache(folder.path(), server).fetch_all(&[package()], "t", &|_| ()).unwrap_err();
+        let text = error.to_string();
+        for part in ["app 1", "another size or SHA-256", "404", "scripts/update-locks"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        let left = fs::read_dir(folder.path().join("packages")).unwrap();
+        let names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert!(names.iter().all(|name| name.to_string_lossy().ends_with(".lock")), "{names:?}");
+    }
+}
