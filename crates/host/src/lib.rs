@@ -1,1 +1,30 @@
-//! placeholder
+//! The privileged hands of an agent: they launch and end machines, make disks and networks, build images.
+//!
+//! Nothing here decides; the agent does, and asks by a [`Request`]. Requests and replies can be serialized, so that the
+//! hands can move into a process of their own. Three things hand over more than data and stand beside them: events of
+//! machines that ended, connections into a tenant's namespace, and a build's progress.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`request`] | what can be asked, and the typed way to ask it |
+//! | `machines` | VMMs: their launch, their channels, their end |
+//! | `engine` | which VMM there is and how it runs guests on this host |
+//! | `strays` | what an earlier agent left that nobody owns |
+//! | `paths` | where things are |
+
+mod engine;
+mod error;
+mod host;
+mod machines;
+mod paths;
+pub mod request;
+mod strays;
+
+pub use error::HostError;
+pub use host::{Host, HostConfig, MachineEnded, boot_id, group_id};
+pub use mvm_image::{BuildStep, ImageSource};
+pub use mvm_network::{
+    Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, Problem, TenantNetwork, Uplink,
+};
+pub use mvm_vmm::{Ended, ProcessIdentity, SnapshotFacts, SnapshotInfo};
+pub use request::{Launch, LaunchKind, Reply, Request};

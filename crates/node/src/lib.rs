@@ -1,1 +1,30 @@
-//! placeholder
+//! The agent: the only writer of all state on a node.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`agent`] | what the parts share, and admission to run |
+//! | [`store`] | what is known, durably |
+//! | [`machine`] | one task per instance: start, sleep, wake, stop, recovery |
+//! | [`session`] | the host's end of a guest's control channel |
+//! | [`hostbound`] | port 53: what gateways ask |
+//! | [`publish`] | ports of the host that lead to machines |
+//! | [`deploy`] | from a manifest to what is there |
+//! | [`destroy`] | the end of tenants and instances |
+//! | [`seal`] | secrets at rest |
+//! | [`api`] | HTTP over the agent's Unix socket |
+
+pub mod agent;
+pub mod api;
+pub mod deploy;
+pub mod destroy;
+pub mod hostbound;
+pub mod machine;
+pub mod publish;
+pub mod seal;
+pub mod session;
+pub mod store;
+
+mod serve;
+
+pub use agent::Config;
+pub use serve::{ServeError, serve};

@@ -1,0 +1,44 @@
+//! What can go wrong at the host.
+
+use std::path::PathBuf;
+
+/// An act at the host that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The VMM.
+    #[error(transparent)]
+    Vmm(#[from] mvm_vmm::Error),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] mvm_network::Error),
+    /// An image or a disk.
+    #[error(transparent)]
+    Image(#[from] mvm_image::Error),
+    /// A file or folder of mvm's own.
+    #[error("{path}: {source}", path = .path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// A revision's name that is none.
+    #[error("`{0}` is not a revision")]
+    NotARevision(String),
+    /// Nothing runs under this id.
+    #[error("instance {0} has no VMM here")]
+    NoMachine(mvm_model::InstanceId),
+    /// An answer to another question.
+    #[error("the host answered something else than what was asked")]
+    Confused,
+    /// A task of the host's ended early.
+    #[error("a task of the host's was ended: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl HostError {
+    pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        |source| HostError::Path { path, source }
+    }
+}

@@ -1,0 +1,299 @@
+//! The hands themselves.
+
+use std::collections::HashMap;
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mvm_image::{BuildStep, ImageSource, ImageStore, cache_folder};
+use mvm_model::{InstanceId, NetId};
+use mvm_network::{Networks, NodeTag, TenantNetwork, choose_uplink};
+use mvm_vmm::{Ended, ProcessIdentity};
+use tokio::sync::mpsc;
+
+use crate::engine::Engines;
+use crate::machines::Running;
+use crate::paths::Paths;
+use crate::{HostError, Reply, Request};
+
+/// Where an agent keeps things.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// State that lasts.
+    pub data_dir: PathBuf,
+    /// State that goes with a boot of the host.
+    pub run_dir: PathBuf,
+}
+
+/// A VMM has ended, whoever caused it.
+#[derive(Debug, Clone)]
+pub struct MachineEnded {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its process.
+    pub process: ProcessIdentity,
+    /// How.
+    pub ended: Ended,
+}
+
+/// The hands of one agent. Clones are the same hands.
+#[derive(Debug, Clone)]
+pub struct Host {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) paths: Paths,
+    pub(crate) tag: NodeTag,
+    pub(crate) networks: Networks,
+    pub(crate) tenants: TenantLocks,
+    pub(crate) images: ImageStore,
+    pub(crate) engines: Engines,
+    pub(crate) running: Mutex<HashMap<InstanceId, Arc<Running>>>,
+    pub(crate) ended: mpsc::UnboundedSender<MachineEnded>,
+}
+
+/// A tenant's network is changed by one act at a time; those of different tenants in parallel.
+#[derive(Default)]
+pub(crate) struct TenantLocks(Mutex<HashMap<NetId, Arc<Mutex<()>>>>);
+
+impl TenantLocks {
+    pub(crate) fn one_at_a_time<T>(&self, net_id: NetId, act: impl FnOnce() -> T) -> T {
+        let lock = {
+            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(locks.entry(net_id).or_default())
+        };
+        let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        act()
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+/// Uids of VMMs start here, far from those of people and services; each agent has a range of its own.
+const FIRST_UID: u32 = 0x4000_0000;
+/// VMMs that one agent can have.
+const UIDS: u32 = 1 << 16;
+
+impl Host {
+    /// Makes ready to work in the calling thread's network namespace, and examines the engine. Events of machines that
+    /// end come out of the receiver.
+    ///
+    /// # Errors
+    /// Where the engine or the folders are not usable.
+    pub async fn open(
+        config: HostConfig,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<MachineEnded>), HostError> {
+        let HostConfig { data_dir, run_dir } = config;
+        let data = data_dir.canonicalize().map_err(HostError::at(&data_dir))?;
+        let paths = Paths { data, run: run_dir };
+        for folder in [paths.instances(), paths.runs()] {
+            std::fs::create_dir_all(&folder).map_err(HostError::at(&folder))?;
+        }
+        let tag = NodeTag::of_data_folder(&paths.data);
+        let images = paths.images();
+        let (ended, events) = mpsc::unbounded_channel();
+        let inner = Inner {
+            networks: Networks::open(tag.clone())?,
+            tenants: TenantLocks::default(),
+            images: ImageStore::open(&images, &cache_folder(&images))?,
+            engines: Engines::detect(paths.engine()).await?,
+            running: Mutex::default(),
+            paths,
+            tag,
+            ended,
+        };
+        Ok((Self { inner: Arc::new(inner) }, events))
+    }
+
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.inner.paths
+    }
+
+    /// The engine in words: `qemu 7.2.22 (emulation)`.
+    pub fn engine(&self) -> String {
+        self.inner.engines.describe()
+    }
+
+    /// The uids that this agent's VMMs may have.
+    pub fn uids(&self) -> std::ops::Range<u32> {
+        let number = u32::from_str_radix(&self.inner.tag.as_str()[..3], 16).unwrap_or_default();
+        let first = FIRST_UID + number * UIDS;
+        first..first + UIDS
+    }
+
+    /// Does what is asked.
+    ///
+    /// # Errors
+    /// [`HostError`]: what was begun is undone.
+    pub async fn call(&self, request: Request) -> Result<Reply, HostError> {
+        match request {
+            Request::Preflight
+            | Request::ChooseUplink { .. }
+            | Request::EnsureNetwork(_)
+            | Request::RemoveNetwork(_)
+            | Request::VerifyNetworks(_)
+            | Request::Admit { .. }
+            | Request::MakeDisk { .. }
+            | Request::RemoveMachine(_)
+            | Request::DiscardSnapshot(_)
+            | Request::TrimConsole(_)
+            | Request::ConsoleTail(_) => self.blocking(move |inner| inner.at_once(request)).await,
+            Request::Launch(launch) => self.start_vmm(*launch).await.map(Reply::Launched),
+            Request::Reattach { instance, process } => done(self.take_up(instance, &process).await),
+            Request::Restore(instance) => done(self.running(instance)?.restore().await),
+            Request::GoOn(instance) => done(Ok(self.running(instance)?.machine.cont().await?)),
+            Request::Pause(instance) => done(Ok(self.running(instance)?.machine.pause().await?)),
+            Request::SetLink { instance, up } => {
+                done(Ok(self.running(instance)?.machine.set_link(up).await?))
+            }
+            Request::Snapshot(facts) => self.write_snapshot(facts).await.map(Reply::Snapshot),
+            Request::WaitEnd { instance, within } => {
+                let Ok(running) = self.running(instance) else { return Ok(Reply::Ended(true)) };
+                Ok(Reply::Ended(tokio::time::timeout(within, running.machine.wait()).await.is_ok()))
+            }
+            Request::End { instance, process } => done(self.end_vmm(instance, process).await),
+            Request::RemoveStrays { instances, networks } => done(self.end_strays(instances, networks).await),
+        }
+    }
+
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Inner) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, HostError> {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || act(&inner)).await?
+    }
+
+    /// Builds an image, or finds that it was built; gives its revision.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the recipe, its lock, the archives or the tools.
+    pub async fn build_image(
+        &self,
+        source: ImageSource,
+        progress: impl Fn(BuildStep) + Send + Sync + 'static,
+    ) -> Result<String, HostError> {
+        self.blocking(move |inner| Ok(inner.images.build(&source, &progress)?.id.to_string())).await
+    }
+
+    /// Connects to a machine from inside its tenant's namespace.
+    ///
+    /// # Errors
+    /// Where the machine does not accept.
+    pub async fn connect(
+        &self,
+        network: TenantNetwork,
+        target: SocketAddrV4,
+    ) -> Result<tokio::net::TcpStream, HostError> {
+        Ok(self.inner.networks.connect(&network, *target.ip(), target.port()).await?)
+    }
+}
+
+fn done(result: Result<(), HostError>) -> Result<Reply, HostError> {
+    result.map(|()| Reply::Done)
+}
+
+impl Inner {
+    /// What needs no VMM.
+    fn at_once(&self, request: Request) -> Result<Reply, HostError> {
+        match request {
+            Request::Preflight => return Ok(Reply::Problems(self.networks.preflight()?)),
+            Request::ChooseUplink { taken } => {
+                let mut all = self.networks.taken_networks()?;
+                all.extend(taken.into_iter().map(mvm_network::Uplink::net));
+                return Ok(Reply::Uplink(choose_uplink(&all)?));
+            }
+            Request::EnsureNetwork(network) => self.networks.ensure(&network)?,
+            Request::RemoveNetwork(net_id) => self.networks.remove(net_id)?,
+            Request::VerifyNetworks(expected) => {
+                return Ok(Reply::Findings(self.networks.verify(&expected)?));
+            }
+            Request::Admit { network, port } => self.networks.admit(&network, &port)?,
+            Request::MakeDisk { instance, mib } => self.make_disk(instance, mib)?,
+            Request::RemoveMachine(instance) => {
+                remove_folder(&self.paths.run_of(instance))?;
+                remove_folder(&self.paths.data_of(instance))?;
+            }
+            Request::DiscardSnapshot(instance) => {
+                mvm_vmm::remove_snapshot(&self.paths.snapshot_of(instance))?;
+            }
+            Request::TrimConsole(instance) => {
+                mvm_vmm::trim_console(&self.console_of(instance), CONSOLE_BYTES)?;
+            }
+            Request::ConsoleTail(instance) => {
+                let text = std::fs::read(self.console_of(instance)).unwrap_or_default();
+                return Ok(Reply::Console(last_lines(&text)));
+            }
+            _ => return Err(HostError::Confused),
+        }
+        Ok(Reply::Done)
+    }
+
+    fn make_disk(&self, instance: InstanceId, mib: u64) -> Result<(), HostError> {
+        let folder = self.paths.data_of(instance);
+        std::fs::create_dir_all(&folder).map_err(HostError::at(&folder))?;
+        Ok(mvm_image::disk::create_data_disk(&self.paths.disk_of(instance), mib)?)
+    }
+
+    fn console_of(&self, instance: InstanceId) -> PathBuf {
+        self.paths.run_of(instance).join("console.log")
+    }
+}
+
+/// What is kept of a console's log.
+const CONSOLE_BYTES: u64 = 1 << 20;
+/// Lines of a console that are shown with a failure.
+const TAIL_LINES: usize = 5;
+
+fn last_lines(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    (!tail.is_empty()).then(|| tail.join("\n"))
+}
+
+pub(crate) fn remove_folder(path: &std::path::Path) -> Result<(), HostError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(HostError::at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The boot of the host.
+///
+/// # Errors
+/// Where /proc is not mounted.
+pub fn boot_id() -> Result<String, HostError> {
+    Ok(mvm_vmm::boot_id()?)
+}
+
+/// The id of a group of this host.
+pub fn group_id(name: &str) -> Option<u32> {
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_the_last_lines_that_say_something() {
+        assert_eq!(last_lines(b"\n \n"), None);
+        assert_eq!(last_lines(b"1\n2\r\n\n3\n4\n5\n6\n").as_deref(), Some("2\n3\n4\n5\n6"));
+    }
+
+    #[test]
+    fn root_has_a_group_and_nobody_has_none() {
+        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(group_id("no such group"), None);
+    }
+}

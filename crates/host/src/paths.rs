@@ -1,0 +1,59 @@
+//! Where things are.
+//!
+//! ```text
+//! <data>/images/            revisions             <run>/m/<instance>/        sockets, logs: 0700
+//! <data>/instances/<id>/    data.img, snapshot/   <run>/m/<instance>/launch.json
+//! <data>/engine.json        what was found out about the VMM
+//! ```
+
+use std::path::PathBuf;
+
+use mvm_model::InstanceId;
+
+/// An agent's two folders.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    pub(crate) data: PathBuf,
+    pub(crate) run: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    pub(crate) fn engine(&self) -> PathBuf {
+        self.data.join("engine.json")
+    }
+
+    pub(crate) fn instances(&self) -> PathBuf {
+        self.data.join("instances")
+    }
+
+    /// What lasts of an instance.
+    pub(crate) fn data_of(&self, instance: InstanceId) -> PathBuf {
+        self.instances().join(instance.to_string())
+    }
+
+    pub(crate) fn disk_of(&self, instance: InstanceId) -> PathBuf {
+        self.data_of(instance).join("data.img")
+    }
+
+    pub(crate) fn snapshot_of(&self, instance: InstanceId) -> PathBuf {
+        self.data_of(instance).join("snapshot")
+    }
+
+    pub(crate) fn runs(&self) -> PathBuf {
+        self.run.join("m")
+    }
+
+    /// What goes with a boot of the host.
+    pub(crate) fn run_of(&self, instance: InstanceId) -> PathBuf {
+        self.runs().join(instance.to_string())
+    }
+
+    /// How the instance's VMM was launched last.
+    pub(crate) fn launch_of(&self, instance: InstanceId) -> PathBuf {
+        self.run_of(instance).join("launch.json")
+    }
+}

@@ -1,0 +1,278 @@
+//! What an agent can ask of its host.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mvm_model::{InstanceId, NetId, Resources};
+use mvm_network::{Expected, Finding, PortSpec, Problem, TenantNetwork, Uplink};
+use mvm_vmm::{ProcessIdentity, SnapshotFacts, SnapshotInfo};
+use serde::{Deserialize, Serialize};
+
+use crate::{Host, HostError};
+
+/// Something privileged to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Request {
+    /// What keeps this host from having tenant networks?
+    Preflight,
+    /// Find a free pair of link-local addresses.
+    ChooseUplink {
+        /// Those of other tenants.
+        taken: Vec<Uplink>,
+    },
+    /// Make a tenant's network, or repair it.
+    EnsureNetwork(TenantNetwork),
+    /// Remove a tenant's network.
+    RemoveNetwork(NetId),
+    /// Compare networks with what they should be.
+    VerifyNetworks(Vec<Expected>),
+    /// Put a running machine's rules in force anew.
+    Admit {
+        /// Its tenant's network.
+        network: TenantNetwork,
+        /// Its port.
+        port: PortSpec,
+    },
+    /// Make an instance's data disk.
+    MakeDisk {
+        /// The instance.
+        instance: InstanceId,
+        /// Its size; 0 makes the empty device.
+        mib: u64,
+    },
+    /// Remove an instance's files.
+    RemoveMachine(InstanceId),
+    /// Start a VMM. Its guest waits.
+    Launch(Box<Launch>),
+    /// Take up a VMM that an earlier agent started.
+    Reattach {
+        /// The instance.
+        instance: InstanceId,
+        /// Its VMM's process.
+        process: ProcessIdentity,
+    },
+    /// Load the snapshot that a VMM was launched for.
+    Restore(InstanceId),
+    /// Let the guest run.
+    GoOn(InstanceId),
+    /// Stop the guest's processors.
+    Pause(InstanceId),
+    /// Set the network link.
+    SetLink {
+        /// The instance.
+        instance: InstanceId,
+        /// Up or down.
+        up: bool,
+    },
+    /// Write a paused machine's snapshot.
+    Snapshot(SnapshotFacts),
+    /// Remove an instance's snapshot.
+    DiscardSnapshot(InstanceId),
+    /// Wait for a VMM to end by itself.
+    WaitEnd {
+        /// The instance.
+        instance: InstanceId,
+        /// For so long.
+        within: Duration,
+    },
+    /// End a VMM, and take its port away.
+    End {
+        /// The instance.
+        instance: InstanceId,
+        /// Its process, where an earlier agent started it.
+        process: Option<ProcessIdentity>,
+    },
+    /// Keep the console's log small.
+    TrimConsole(InstanceId),
+    /// The last lines of the console's log.
+    ConsoleTail(InstanceId),
+    /// Remove what nobody owns.
+    RemoveStrays {
+        /// Instances there are, with their VMMs.
+        instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
+        /// Networks there are.
+        networks: Vec<NetId>,
+    },
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// To Preflight.
+    Problems(Vec<Problem>),
+    /// To ChooseUplink.
+    Uplink(Uplink),
+    /// To VerifyNetworks.
+    Findings(Vec<Finding>),
+    /// To Launch.
+    Launched(ProcessIdentity),
+    /// To Snapshot.
+    Snapshot(SnapshotInfo),
+    /// To WaitEnd: whether it did.
+    Ended(bool),
+    /// To ConsoleTail.
+    Console(Option<String>),
+}
+
+/// A VMM to be started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Uid of the VMM.
+    pub uid: u32,
+    /// Revision of the image.
+    pub revision: String,
+    /// vCPUs, memory, disk.
+    pub resources: Resources,
+    /// The tenant's network.
+    pub network: TenantNetwork,
+    /// The machine's port on it.
+    pub port: PortSpec,
+    /// How the machine begins.
+    pub kind: LaunchKind,
+}
+
+/// How a machine begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaunchKind {
+    /// With its kernel.
+    Cold,
+    /// From its snapshot.
+    Restore {
+        /// What was committed with the sleep.
+        snapshot: SnapshotInfo,
+        /// The data disk's write epoch.
+        disk_epoch: u64,
+    },
+}
+
+/// Asks one request and takes the one reply that answers it.
+macro_rules! ask {
+    ($host:expr, $request:expr, $reply:pat => $value:expr) => {
+        match $host.call($request).await? {
+            $reply => Ok($value),
+            _ => Err(HostError::Confused),
+        }
+    };
+}
+
+/// The typed way to ask. Each fails as [`Host::call`] does.
+#[allow(clippy::missing_errors_doc)]
+impl Host {
+    /// What keeps this host from having tenant networks; nothing, hopefully.
+    pub async fn preflight(&self) -> Result<Vec<Problem>, HostError> {
+        ask!(self, Request::Preflight, Reply::Problems(problems) => problems)
+    }
+
+    /// A free pair of link-local addresses.
+    pub async fn choose_uplink(&self, taken: Vec<Uplink>) -> Result<Uplink, HostError> {
+        ask!(self, Request::ChooseUplink { taken }, Reply::Uplink(uplink) => uplink)
+    }
+
+    /// Makes a tenant's network, or repairs it.
+    pub async fn ensure_network(&self, network: TenantNetwork) -> Result<(), HostError> {
+        ask!(self, Request::EnsureNetwork(network), Reply::Done => ())
+    }
+
+    /// Removes a tenant's network.
+    pub async fn remove_network(&self, net_id: NetId) -> Result<(), HostError> {
+        ask!(self, Request::RemoveNetwork(net_id), Reply::Done => ())
+    }
+
+    /// What is not as it should be.
+    pub async fn verify_networks(&self, expected: Vec<Expected>) -> Result<Vec<Finding>, HostError> {
+        ask!(self, Request::VerifyNetworks(expected), Reply::Findings(findings) => findings)
+    }
+
+    /// Puts a running machine's rules in force anew.
+    pub async fn admit(&self, network: TenantNetwork, port: PortSpec) -> Result<(), HostError> {
+        ask!(self, Request::Admit { network, port }, Reply::Done => ())
+    }
+
+    /// Makes an instance's data disk.
+    pub async fn make_disk(&self, instance: InstanceId, mib: u64) -> Result<(), HostError> {
+        ask!(self, Request::MakeDisk { instance, mib }, Reply::Done => ())
+    }
+
+    /// Removes an instance's files.
+    pub async fn remove_machine(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::RemoveMachine(instance), Reply::Done => ())
+    }
+
+    /// Starts a VMM, whose guest waits for [`Host::go_on`].
+    pub async fn launch(&self, launch: Launch) -> Result<ProcessIdentity, HostError> {
+        ask!(self, Request::Launch(Box::new(launch)), Reply::Launched(process) => process)
+    }
+
+    /// Takes up a VMM that an earlier agent started.
+    pub async fn reattach(&self, instance: InstanceId, process: ProcessIdentity) -> Result<(), HostError> {
+        ask!(self, Request::Reattach { instance, process }, Reply::Done => ())
+    }
+
+    /// Loads the snapshot that a VMM was launched for; its control channel must be connected.
+    pub async fn restore(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::Restore(instance), Reply::Done => ())
+    }
+
+    /// Lets the guest run.
+    pub async fn go_on(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::GoOn(instance), Reply::Done => ())
+    }
+
+    /// Stops the guest's processors.
+    pub async fn pause(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::Pause(instance), Reply::Done => ())
+    }
+
+    /// Sets the network link.
+    pub async fn set_link(&self, instance: InstanceId, up: bool) -> Result<(), HostError> {
+        ask!(self, Request::SetLink { instance, up }, Reply::Done => ())
+    }
+
+    /// Writes a paused machine's snapshot, durably.
+    pub async fn snapshot(&self, facts: SnapshotFacts) -> Result<SnapshotInfo, HostError> {
+        ask!(self, Request::Snapshot(facts), Reply::Snapshot(info) => info)
+    }
+
+    /// Removes an instance's snapshot.
+    pub async fn discard_snapshot(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::DiscardSnapshot(instance), Reply::Done => ())
+    }
+
+    /// Whether a VMM ends by itself within a time.
+    pub async fn wait_end(&self, instance: InstanceId, within: Duration) -> Result<bool, HostError> {
+        ask!(self, Request::WaitEnd { instance, within }, Reply::Ended(ended) => ended)
+    }
+
+    /// Ends a VMM, and takes its port away. Nothing to do where there is none.
+    pub async fn end(&self, instance: InstanceId, process: Option<ProcessIdentity>) -> Result<(), HostError> {
+        ask!(self, Request::End { instance, process }, Reply::Done => ())
+    }
+
+    /// Keeps the console's log small.
+    pub async fn trim_console(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::TrimConsole(instance), Reply::Done => ())
+    }
+
+    /// The last lines of the console's log.
+    pub async fn console_tail(&self, instance: InstanceId) -> Result<Option<String>, HostError> {
+        ask!(self, Request::ConsoleTail(instance), Reply::Console(tail) => tail)
+    }
+
+    /// Removes what nobody owns.
+    pub async fn remove_strays(
+        &self,
+        instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
+        networks: Vec<NetId>,
+    ) -> Result<(), HostError> {
+        ask!(self, Request::RemoveStrays { instances, networks }, Reply::Done => ())
+    }
+
+    /// The Unix socket of a machine's control channel.
+    pub fn control_socket(&self, instance: InstanceId) -> PathBuf {
+        self.paths().run_of(instance).join("control.sock")
+    }
+}

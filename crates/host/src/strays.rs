@@ -1,0 +1,88 @@
+//! What an earlier agent left that nobody owns: VMMs whose launch was never recorded, files of instances that were never
+//! committed, networks of tenants that are gone.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use mvm_model::{InstanceId, NetId};
+use mvm_vmm::{ProcessIdentity, kill_process};
+
+use crate::HostError;
+use crate::host::{Host, remove_folder};
+
+impl Host {
+    pub(crate) async fn end_strays(
+        &self,
+        instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
+        networks: Vec<NetId>,
+    ) -> Result<(), HostError> {
+        let known: BTreeSet<u32> =
+            instances.iter().filter_map(|(_, process)| Some(process.as_ref()?.pid)).collect();
+        for process in self.vmms()?.into_iter().filter(|process| !known.contains(&process.pid)) {
+            tracing::warn!(pid = process.pid, "ending a VMM that no instance has");
+            kill_process(&process).await?;
+        }
+        let ids: BTreeSet<String> = instances.iter().map(|(id, _)| id.to_string()).collect();
+        self.blocking(move |inner| {
+            for folder in [inner.paths.instances(), inner.paths.runs()] {
+                remove_unknown(&folder, &ids)?;
+            }
+            for left in inner.networks.list()? {
+                if !networks.contains(&left.net_id) {
+                    tracing::warn!(net_id = %left.net_id, "removing a network that no tenant has");
+                    inner.networks.remove(left.net_id)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Processes with a uid of this agent's range that carry its tag: VMMs of its own, recorded or not.
+    fn vmms(&self) -> Result<Vec<ProcessIdentity>, HostError> {
+        let uids = self.uids();
+        let name = format!("mvm-{}-", self.inner.tag.as_str());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").map_err(HostError::at("/proc"))?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse::<u32>().ok()) else {
+                continue;
+            };
+            // A process may end while it is looked at.
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let ours = uid_of(&status).is_some_and(|uid| uids.contains(&uid))
+                && command.split(|byte| *byte == 0).any(|word| String::from_utf8_lossy(word).contains(&name));
+            if ours && let Ok(process) = ProcessIdentity::of(pid) {
+                found.push(process);
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn uid_of(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn remove_unknown(folder: &Path, known: &BTreeSet<String>) -> Result<(), HostError> {
+    for entry in std::fs::read_dir(folder).map_err(HostError::at(folder))?.flatten() {
+        let unknown = entry.file_name().to_str().is_some_and(|name| !known.contains(name));
+        if unknown {
+            tracing::warn!(path = %entry.path().display(), "removing files that no instance has");
+            remove_folder(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_real_uid_is_the_first_of_four() {
+        assert_eq!(uid_of("Name:\tx\nUid:\t7\t8\t9\t10\n"), Some(7));
+        assert_eq!(uid_of("Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,245 @@
+//! The agent: what its parts share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use mvm_host::{Host, PortSpec, TenantNetwork};
+use mvm_model::quota::{QuotaExceeded, Usage};
+use mvm_model::{InstanceId, PoolId, PoolSpec, Resources, Role, TenantId};
+use mvm_protocol::control::SecretFiles;
+use tokio::sync::Semaphore;
+
+use crate::machine::Machine;
+use crate::publish::Publishing;
+use crate::seal::{Key, SealError};
+use crate::store::{self, InstanceRow, PoolRow, Store, StoreError, TenantRow};
+
+/// Where an agent keeps things.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// State that lasts.
+    pub data_dir: PathBuf,
+    /// State that goes with a boot of the host.
+    pub run_dir: PathBuf,
+    /// The agent's address.
+    pub socket: PathBuf,
+}
+
+/// Something the agent knows could not be found or read.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Secrets.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// No such tenant.
+    #[error("there is no tenant `{0}`; `mvm tenant list` shows those there are")]
+    NoTenant(TenantId),
+    /// No such pool.
+    #[error("tenant {0} has no pool `{1}`; `mvm pool list` shows those there are")]
+    NoPool(TenantId, PoolId),
+}
+
+/// What the parts of an agent share.
+#[derive(Debug)]
+pub struct Agent {
+    /// Where it keeps things.
+    pub config: Config,
+    /// What it knows, durably.
+    pub store: Store,
+    /// What it does to the host.
+    pub hands: Host,
+    /// The boot of the host it runs in.
+    pub boot_id: String,
+    /// Since when it runs, in seconds since 1970.
+    pub started_at: u64,
+    /// Which machines may run.
+    pub admissions: Admissions,
+    /// Ports of the host that lead to machines.
+    pub publishing: Publishing,
+    /// Cold boots at once: each keeps a core busy for a second and more.
+    pub boots: Semaphore,
+    /// One change of what is wanted at a time.
+    pub changing: tokio::sync::Mutex<()>,
+    /// Told to end.
+    pub stopping: tokio_util::sync::CancellationToken,
+    pub(crate) node_key: Key,
+    machines: RwLock<BTreeMap<InstanceId, Machine>>,
+}
+
+impl Agent {
+    /// Puts the parts together.
+    pub fn new(config: Config, store: Store, hands: Host, boot_id: String, node_key: Key) -> Self {
+        let boots = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        Self {
+            config,
+            store,
+            hands,
+            boot_id,
+            started_at: store::now_secs(),
+            admissions: Admissions::default(),
+            publishing: Publishing::default(),
+            boots: Semaphore::new(boots),
+            changing: tokio::sync::Mutex::new(()),
+            stopping: tokio_util::sync::CancellationToken::new(),
+            node_key,
+            machines: RwLock::default(),
+        }
+    }
+
+    /// Every machine that a filter takes, by id.
+    pub fn machines(&self, filter: impl Fn(&Machine) -> bool) -> Vec<Machine> {
+        let machines = self.machines.read().unwrap_or_else(PoisonError::into_inner);
+        machines.values().filter(|machine| filter(machine)).cloned().collect()
+    }
+
+    /// One machine.
+    pub fn machine(&self, id: InstanceId) -> Option<Machine> {
+        self.machines.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Starts the task of an instance.
+    pub fn add_machine(self: &Arc<Self>, tenant: &TenantRow, row: InstanceRow, ip: Ipv4Addr) -> Machine {
+        let machine = crate::machine::spawn(Arc::clone(self), tenant.clone(), row, ip);
+        let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
+        machines.insert(machine.id, machine.clone());
+        machine
+    }
+
+    /// Forgets a machine that was destroyed.
+    pub fn forget_machine(&self, id: InstanceId) {
+        self.machines.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// A tenant as it is wanted now.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn tenant(&self, id: &TenantId) -> Result<TenantRow, AgentError> {
+        let wanted = id.clone();
+        let found = self.store.read(move |tx| store::tenant(tx, &wanted)).await?;
+        found.ok_or_else(|| AgentError::NoTenant(id.clone()))
+    }
+
+    /// A pool as it is wanted now.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn pool(&self, tenant: &TenantId, id: &PoolId) -> Result<PoolRow, AgentError> {
+        let (wanted_tenant, wanted) = (tenant.clone(), id.clone());
+        let found = self.store.read(move |tx| store::pool(tx, &wanted_tenant, &wanted)).await?;
+        found.ok_or_else(|| AgentError::NoPool(tenant.clone(), id.clone()))
+    }
+
+    /// The secrets that machines of a pool are given, in clear.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn secrets_of(&self, tenant: &TenantId, pool: &PoolSpec) -> Result<SecretFiles, AgentError> {
+        let wanted = tenant.clone();
+        let (rows, wrapped) = self
+            .store
+            .read(move |tx| Ok((store::secrets(tx, &wanted)?, store::tenant_key(tx, &wanted)?)))
+            .await?;
+        let mut files = SecretFiles::new();
+        let Some(wrapped) = wrapped else { return Ok(files) };
+        let key = self.node_key.unwrap_key(tenant, &wrapped)?;
+        for row in rows.into_iter().filter(|row| pool.is_given(&row.scope, &row.key)) {
+            let value = key.open(&format!("{}/{}", row.scope, row.key), &row.sealed)?;
+            files.entry(row.scope).or_default().insert(row.key, value);
+        }
+        Ok(files)
+    }
+
+    /// A tenant's network, for the host.
+    pub fn network_of(&self, tenant: &TenantRow) -> TenantNetwork {
+        TenantNetwork { net_id: tenant.net_id, subnet: tenant.subnet, uplink: tenant.uplink }
+    }
+
+    /// A machine's port on its tenant's bridge, for the host.
+    pub fn port_of(&self, tenant: &TenantRow, row: &InstanceRow, ip: Ipv4Addr, pool: &PoolSpec) -> PortSpec {
+        PortSpec {
+            offset: row.place.offset,
+            mac: tenant.net_id.mac(row.place.offset),
+            ip,
+            isolated: pool.role != Role::Gateway,
+            egress: pool.egress.clone(),
+        }
+    }
+
+    /// Ends an instance's VMM, if there is one, and takes its port away. What cannot be undone now is found by the next
+    /// agent, or by `net verify`.
+    pub async fn discard_vmm(&self, row: &InstanceRow) {
+        let ended = self.hands.end(row.id, row.process.clone()).await;
+        if let Err(error) = ended {
+            tracing::error!(instance = %row.address(), %error, "its VMM or its port could not be removed");
+        }
+    }
+}
+
+/// Which machines may run, counted against their tenants' quotas. A start is admitted before it begins, so that two at
+/// once cannot both take the last place.
+#[derive(Debug, Default)]
+pub struct Admissions {
+    running: Arc<Mutex<HashMap<TenantId, Admitted>>>,
+}
+
+type Admitted = BTreeMap<InstanceId, Resources>;
+
+/// A machine's place among the running ones of its tenant; given back when dropped.
+#[derive(Debug)]
+pub struct Admission {
+    running: Arc<Mutex<HashMap<TenantId, Admitted>>>,
+    tenant: TenantId,
+    id: InstanceId,
+}
+
+impl Admissions {
+    /// Admits a machine that is to run.
+    ///
+    /// # Errors
+    /// The quota that would be passed.
+    pub fn admit(
+        &self,
+        tenant: &TenantRow,
+        id: InstanceId,
+        resources: Resources,
+    ) -> Result<Admission, QuotaExceeded> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = running.entry(tenant.id.clone()).or_default();
+        let with_it = admitted.iter().filter(|(other, _)| **other != id).map(|(_, r)| r).chain([&resources]);
+        let mut usage = Usage::default();
+        for machine in with_it {
+            usage.running += 1;
+            usage.vcpus += machine.vcpus;
+            usage.mem_mib += u64::from(machine.mem_mib);
+        }
+        tenant.quotas.admit(&usage)?;
+        admitted.insert(id, resources);
+        Ok(self.admission(tenant, id))
+    }
+
+    /// Counts a machine that runs already, whatever the quota says.
+    pub fn readmit(&self, tenant: &TenantRow, id: InstanceId, resources: Resources) -> Admission {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.entry(tenant.id.clone()).or_default().insert(id, resources);
+        self.admission(tenant, id)
+    }
+
+    fn admission(&self, tenant: &TenantRow, id: InstanceId) -> Admission {
+        Admission { running: Arc::clone(&self.running), tenant: tenant.id.clone(), id }
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(admitted) = running.get_mut(&self.tenant) {
+            admitted.remove(&self.id);
+        }
+    }
+}

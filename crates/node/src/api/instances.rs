@@ -1,0 +1,233 @@
+//! Instances: listing, acts, programs and logs inside.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper_util::rt::TokioIo;
+use mvm_model::InstanceRef;
+use mvm_protocol::api::{
+    Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE,
+};
+use mvm_protocol::control::{GuestReply, GuestRequest};
+use mvm_protocol::record::{self, Record};
+use mvm_protocol::{Port, Stream};
+use serde::Deserialize;
+
+use super::tenants::Filter;
+use super::{Failure, Shared, fault, parsed};
+use crate::agent::Agent;
+use crate::destroy;
+use crate::machine::{Asker, Lease, Machine, Outcome};
+use crate::session;
+use crate::store::Intent;
+
+type Address = Path<(String, String, String)>;
+
+/// The one machine that is meant.
+async fn find(agent: &Agent, tenant: &str, pool: &str, instance: &str) -> Result<Machine, Failure> {
+    let prefix = if instance == "-" { "" } else { instance };
+    let wanted = InstanceRef { tenant: parsed(tenant)?, pool: parsed(pool)?, prefix: prefix.to_owned() };
+    agent.tenant(&wanted.tenant).await?;
+    agent.pool(&wanted.tenant, &wanted.pool).await?;
+    let found = agent.machines(|machine| {
+        machine.place.tenant == wanted.tenant
+            && machine.place.pool == wanted.pool
+            && wanted.matches(machine.id)
+    });
+    match found.as_slice() {
+        [machine] => Ok(machine.clone()),
+        [] => Err(fault(
+            ErrorCode::NotFound,
+            format!("there is no instance {wanted}; `mvm instance list` shows those there are"),
+        )),
+        several => {
+            let names: Vec<String> = several.iter().map(|machine| machine.view().row.address()).collect();
+            Err(fault(ErrorCode::Ambiguous, format!("{wanted} may be any of: {}", names.join(", "))))
+        }
+    }
+}
+
+fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSummary {
+    let view = machine.view();
+    let act = view.act.map(|act| match act {
+        Intent::Start => "starting",
+        Intent::Wake => "waking",
+        Intent::Sleep => "going to sleep",
+        Intent::Stop => "stopping",
+        Intent::Destroy => "being destroyed",
+    });
+    InstanceSummary {
+        tenant: machine.place.tenant.clone(),
+        pool: machine.place.pool.clone(),
+        id: machine.id,
+        role,
+        state: view.row.state,
+        act: act.map(str::to_owned),
+        ip: machine.ip,
+        since: view.row.since,
+    }
+}
+
+pub async fn list(
+    State(agent): Shared,
+    Query(filter): Query<Filter>,
+) -> Result<Json<Vec<InstanceSummary>>, Failure> {
+    if let Some(tenant) = &filter.tenant {
+        agent.tenant(tenant).await?;
+    }
+    let pools = agent.store.read(|tx| crate::store::pools(tx, None)).await?;
+    let machines = agent.machines(|machine| {
+        filter.tenant.as_ref().is_none_or(|tenant| machine.place.tenant == *tenant)
+            && filter.pool.as_ref().is_none_or(|pool| machine.place.pool == *pool)
+    });
+    let mut list: Vec<InstanceSummary> = machines
+        .iter()
+        .filter_map(|machine| {
+            let place = &machine.place;
+            let pool = pools.iter().find(|p| p.tenant == place.tenant && p.spec.id == place.pool)?;
+            Some(summary(machine, pool.spec.role))
+        })
+        .collect();
+    list.sort_by(|a, b| (&a.tenant, &a.pool, a.id).cmp(&(&b.tenant, &b.pool, b.id)));
+    Ok(Json(list))
+}
+
+pub async fn info(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json<InstanceInfo>, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    let pool = agent.pool(&machine.place.tenant, &machine.place.pool).await?;
+    let tenant = agent.tenant(&machine.place.tenant).await?;
+    let row = machine.view().row;
+    let resources = row.launched.as_ref().map_or(pool.spec.resources, |launched| launched.resources);
+    Ok(Json(InstanceInfo {
+        summary: summary(&machine, pool.spec.role),
+        mac: tenant.net_id.mac(row.place.offset),
+        vcpus: resources.vcpus,
+        mem_mib: resources.mem_mib,
+        data_disk_mib: resources.data_disk_mib,
+        generation: row.generation,
+        revision: row.launched.map(|launched| launched.revision),
+        reason: row.reason,
+        pid: row.process.filter(|_| row.state.has_vmm()).map(|process| process.pid),
+        last_start: row.last_start,
+        snapshot_bytes: row.snapshot.as_ref().map(|snapshot| snapshot.bytes),
+        holds: machine.holds(),
+    }))
+}
+
+pub async fn act(
+    State(agent): Shared,
+    Path((t, p, i, act)): Path<(String, String, String, String)>,
+) -> Result<Json<ActDone>, Failure> {
+    let act = [Act::Start, Act::Stop, Act::Sleep, Act::Wake].into_iter().find(|a| a.as_str() == act);
+    let act = act.ok_or_else(|| fault(ErrorCode::NotFound, "there is no such act"))?;
+    let machine = find(&agent, &t, &p, &i).await?;
+    let begun = Instant::now();
+    // In a task of its own: a client that goes away does not leave half an act.
+    let acting = {
+        let machine = machine.clone();
+        tokio::spawn(async move {
+            match act {
+                Act::Start | Act::Wake => machine.run(Asker::Person).await,
+                Act::Sleep => machine.sleep(Asker::Person).await,
+                Act::Stop => machine.stop().await,
+            }
+        })
+    };
+    let outcome = acting.await.map_err(|error| fault(ErrorCode::Failed, error))??;
+    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let row = machine.view().row;
+    let address = row.address();
+    let message = match (&outcome, &row.last_start) {
+        (Outcome::Already, _) => format!("{address} is {} already", row.state),
+        (Outcome::Done, Some(start)) if matches!(act, Act::Start | Act::Wake) => {
+            let why = start.why.as_ref().map_or(String::new(), |why| format!("; {why}"));
+            format!("{address} is {} ({} in {} ms{why})", row.state, start.how, start.total_ms)
+        }
+        (Outcome::Done, _) => format!("{address} is {} ({took_ms} ms)", row.state),
+    };
+    Ok(Json(ActDone {
+        instance: address,
+        state: row.state,
+        changed: outcome == Outcome::Done,
+        message,
+        took_ms,
+    }))
+}
+
+pub async fn destroy(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json<Destroyed>, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    Ok(Json(Destroyed { destroyed: vec![destroy::instance(&agent, &machine).await?] }))
+}
+
+/// Asks a guest for something that goes on with records.
+async fn begin(
+    machine: &Machine,
+    request: GuestRequest,
+    name: &'static str,
+) -> Result<(Stream, Lease), Failure> {
+    let (mux, lease) = machine.session().await?;
+    let broken = |error: &dyn std::fmt::Display| fault(ErrorCode::Failed, error);
+    let mut stream = mux.open(Port::Guest).await.map_err(|error| broken(&error))?;
+    match session::ask_on(&mut stream, &request, name).await.map_err(|error| broken(&error))? {
+        GuestReply::Started => Ok((stream, lease)),
+        _ => Err(fault(ErrorCode::Failed, format!("the guest's answer to {name} makes no sense"))),
+    }
+}
+
+pub async fn exec(
+    State(agent): Shared,
+    Path((t, p, i)): Address,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let upgrade =
+        upgrade.ok_or_else(|| fault(ErrorCode::Invalid, format!("exec wants `Upgrade: {UPGRADE}`")))?;
+    let body = axum::body::to_bytes(body, 1024 * 1024).await.map_err(|e| fault(ErrorCode::Invalid, e))?;
+    let exec: ExecRequest = serde_json::from_slice(&body).map_err(|e| fault(ErrorCode::Invalid, e))?;
+    let request =
+        GuestRequest::Exec { command: exec.command, environment: exec.environment, user: exec.user };
+    let (mut stream, lease) = begin(&machine, request, "Exec").await?;
+    tokio::spawn(async move {
+        let _lease = lease;
+        if let Ok(client) = upgrade.await {
+            // Either side may go first; the other then sees its end.
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut stream).await;
+        }
+    });
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, UPGRADE)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// Which log.
+#[derive(Debug, Deserialize)]
+pub struct WhichLog {
+    pub service: Option<String>,
+}
+
+pub async fn logs(
+    State(agent): Shared,
+    Path((t, p, i)): Address,
+    Query(which): Query<WhichLog>,
+) -> Result<Response, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    if !machine.state().has_vmm() {
+        // What a machine that is not there said last.
+        let console = agent.hands.console_tail(machine.id).await.ok().flatten().unwrap_or_default();
+        return Ok(console.into_response());
+    }
+    let (mut stream, _lease) = begin(&machine, GuestRequest::Logs { service: which.service }, "Logs").await?;
+    let mut text = Vec::new();
+    loop {
+        match record::read(&mut stream).await.map_err(|e| fault(ErrorCode::Failed, e))? {
+            Some(Record::Stdout(bytes) | Record::Stderr(bytes)) => text.extend(bytes),
+            Some(Record::Eof) | None => return Ok(text.into_response()),
+            Some(_) => {}
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Tenants, their pools, their audit logs.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use mvm_model::{PoolId, TenantId};
+use mvm_protocol::api::{AuditEntry, Destroyed, PoolInfo, PoolSummary, TenantInfo, TenantSummary};
+use serde::Deserialize;
+
+use super::node::count_states;
+use super::{Failure, Shared, parsed};
+use crate::agent::Agent;
+use crate::destroy;
+use crate::store::{self, PoolRow, TenantRow};
+
+/// Narrows a listing.
+#[derive(Debug, Deserialize)]
+pub struct Filter {
+    pub tenant: Option<TenantId>,
+    pub pool: Option<PoolId>,
+}
+
+fn summary(agent: &Agent, row: &TenantRow, pools: usize) -> TenantSummary {
+    TenantSummary {
+        id: row.id.clone(),
+        net_id: row.net_id,
+        subnet: row.subnet,
+        pools,
+        instances: count_states(&agent.machines(|machine| machine.place.tenant == row.id)),
+    }
+}
+
+pub async fn list(State(agent): Shared) -> Result<Json<Vec<TenantSummary>>, Failure> {
+    let (rows, pools) = agent.store.read(|tx| Ok((store::tenants(tx)?, store::pools(tx, None)?))).await?;
+    let of = |row: &TenantRow| pools.iter().filter(|pool| pool.tenant == row.id).count();
+    Ok(Json(rows.iter().map(|row| summary(&agent, row, of(row))).collect()))
+}
+
+pub async fn info(State(agent): Shared, Path(id): Path<String>) -> Result<Json<TenantInfo>, Failure> {
+    let id: TenantId = parsed(&id)?;
+    let row = agent.tenant(&id).await?;
+    let wanted = id.clone();
+    let (pools, secrets) = agent
+        .store
+        .read(move |tx| Ok((store::pools(tx, Some(&wanted))?, store::secrets(tx, &wanted)?)))
+        .await?;
+    Ok(Json(TenantInfo {
+        summary: summary(&agent, &row, pools.len()),
+        quotas: row.quotas,
+        pool_ids: pools.into_iter().map(|pool| pool.spec.id).collect(),
+        publish: row.publish,
+        routes: row.routes.routes,
+        secrets: secrets.into_iter().map(|secret| format!("{}/{}", secret.scope, secret.key)).collect(),
+        created_at: row.created_at,
+    }))
+}
+
+pub async fn destroy(State(agent): Shared, Path(id): Path<String>) -> Result<Json<Destroyed>, Failure> {
+    let id: TenantId = parsed(&id)?;
+    Ok(Json(Destroyed { destroyed: destroy::tenant(&agent, &id).await? }))
+}
+
+pub async fn events(State(agent): Shared, Path(id): Path<String>) -> Result<Json<Vec<AuditEntry>>, Failure> {
+    let id: TenantId = parsed(&id)?;
+    agent.tenant(&id).await?;
+    let entries = agent.store.read(move |tx| store::entries(tx, &id)).await?;
+    if let Some(seq) = store::first_broken(&entries) {
+        tracing::error!(seq, "the audit log was changed from outside: its hashes do not fit from here on");
+    }
+    Ok(Json(entries))
+}
+
+fn pool_summary(agent: &Agent, row: &PoolRow) -> PoolSummary {
+    let of_pool = agent.machines(|m| m.place.tenant == row.tenant && m.place.pool == row.spec.id);
+    PoolSummary {
+        tenant: row.tenant.clone(),
+        id: row.spec.id.clone(),
+        role: row.spec.role,
+        image: row.spec.image.clone(),
+        revision: Some(row.revision.clone()),
+        instances: count_states(&of_pool),
+    }
+}
+
+pub async fn pools(
+    State(agent): Shared,
+    Query(filter): Query<Filter>,
+) -> Result<Json<Vec<PoolSummary>>, Failure> {
+    if let Some(tenant) = &filter.tenant {
+        agent.tenant(tenant).await?;
+    }
+    let rows = agent.store.read(move |tx| store::pools(tx, filter.tenant.as_ref())).await?;
+    Ok(Json(rows.iter().map(|row| pool_summary(&agent, row)).collect()))
+}
+
+pub async fn pool(
+    State(agent): Shared,
+    Path((tenant, pool)): Path<(String, String)>,
+) -> Result<Json<PoolInfo>, Failure> {
+    let (tenant, pool): (TenantId, PoolId) = (parsed(&tenant)?, parsed(&pool)?);
+    agent.tenant(&tenant).await?;
+    let row = agent.pool(&tenant, &pool).await?;
+    Ok(Json(PoolInfo { summary: pool_summary(&agent, &row), spec: row.spec }))
+}

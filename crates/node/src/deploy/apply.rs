@@ -1,0 +1,336 @@
+//! Doing what a plan says.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mvm_model::manifest::Deployment;
+use mvm_model::{InstanceId, InstanceState, Role};
+use mvm_protocol::api::{ApiError, DeployEvent, DeployRequest, ErrorCode, SecretValue};
+
+use super::images::{self, Revisions};
+use super::plan::{Plan, Present};
+use super::{Events, at_key, failed, invalid};
+use crate::agent::Agent;
+use crate::machine::Machine;
+use crate::publish::Bound;
+use crate::seal::Key;
+use crate::store::{self, Audit, NewInstance, Place, SealedRow, TenantRow};
+
+/// Applies a deployment and counts its changes.
+pub async fn apply(agent: &Arc<Agent>, request: DeployRequest, events: &Events) -> Result<usize, ApiError> {
+    let wanted = &request.deployment;
+    wanted.check().map_err(at_key)?;
+    let _changing = agent.changing.lock().await;
+    preflight(agent).await?;
+    let present = present(agent, wanted).await?;
+    // Ports first: cheap to refuse, and held from here on.
+    let bound = bind_ports(agent, wanted)?;
+    // What cannot be is said before images are built, as far as it does not depend on them.
+    Plan::make(&present, wanted, &Revisions::new()).map_err(at_key)?;
+    let revisions = images::build(agent, wanted, events).await?;
+    let mut plan = Plan::make(&present, wanted, &revisions).map_err(at_key)?;
+    let secrets_changed = secrets_differ(agent, wanted, &request.secrets).await?;
+    if secrets_changed && present.tenant.is_some() {
+        plan.changes.push((wanted.tenant.to_string(), "secrets changed".to_owned()));
+    }
+    let tenant =
+        commit(agent, wanted, &present, &plan, secrets_changed.then_some(request.secrets.as_slice())).await?;
+    bring_about(agent, wanted, &tenant, &plan, bound, events).await?;
+    for (what, how) in plan.differs {
+        events.send(DeployEvent::Differs { what, how });
+    }
+    Ok(plan.changes.len())
+}
+
+async fn preflight(agent: &Agent) -> Result<(), ApiError> {
+    let problems = agent.hands.preflight().await.map_err(failed)?;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let text: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
+    Err(ApiError { code: ErrorCode::Refused, message: text.join("\n"), key: None })
+}
+
+async fn present(agent: &Agent, wanted: &Deployment) -> Result<Present, ApiError> {
+    let id = wanted.tenant.clone();
+    let present = agent
+        .store
+        .read(move |tx| {
+            let (mine, others): (Vec<_>, Vec<_>) = store::tenants(tx)?.into_iter().partition(|t| t.id == id);
+            Ok(Present {
+                tenant: mine.into_iter().next(),
+                pools: store::pools(tx, Some(&id))?,
+                instances: store::instances(tx, Some(&id), None)?,
+                others,
+            })
+        })
+        .await
+        .map_err(failed)?;
+    if present.tenant.as_ref().is_some_and(|tenant| tenant.doomed) {
+        return Err(invalid("tenant.id", format!("tenant {} is being destroyed", wanted.tenant)));
+    }
+    Ok(present)
+}
+
+fn bind_ports(agent: &Agent, wanted: &Deployment) -> Result<Vec<Bound>, ApiError> {
+    let mut bound = Vec::new();
+    for (index, publish) in wanted.publish.iter().enumerate() {
+        let port = agent.publishing.bind(&wanted.tenant, publish);
+        bound.extend(port.map_err(|taken| invalid(format!("publish[{index}].port"), taken))?);
+    }
+    Ok(bound)
+}
+
+/// Whether the secrets are others than those that are sealed.
+async fn secrets_differ(agent: &Agent, wanted: &Deployment, new: &[SecretValue]) -> Result<bool, ApiError> {
+    let id = wanted.tenant.clone();
+    let (rows, wrapped) = agent
+        .store
+        .read(move |tx| Ok((store::secrets(tx, &id)?, store::tenant_key(tx, &id)?)))
+        .await
+        .map_err(failed)?;
+    let Some(wrapped) = wrapped else { return Ok(true) };
+    let key = agent.node_key.unwrap_key(&wanted.tenant, &wrapped).map_err(failed)?;
+    if rows.len() != new.len() {
+        return Ok(true);
+    }
+    for secret in new {
+        let row = rows.iter().find(|row| row.scope == secret.scope && row.key == secret.key);
+        let Some(row) = row else { return Ok(true) };
+        let name = format!("{}/{}", row.scope, row.key);
+        if key.open(&name, &row.sealed).map_err(failed)? != secret.value {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Makes what is wanted true, in one transaction.
+async fn commit(
+    agent: &Agent,
+    wanted: &Deployment,
+    present: &Present,
+    plan: &Plan,
+    secrets: Option<&[SecretValue]>,
+) -> Result<TenantRow, ApiError> {
+    let tenant = tenant_row(agent, wanted, present, plan).await?;
+    let instances = new_instances(agent, &tenant, present, plan).await?;
+    for (instance, (spec, _)) in instances.iter().zip(&plan.instances) {
+        agent.hands.make_disk(instance.id, spec.resources.data_disk_mib).await.map_err(failed)?;
+    }
+    let sealed = match secrets {
+        Some(values) => Some(seal(agent, &tenant, present.tenant.is_none(), values).await?),
+        None => None,
+    };
+    let audits: Vec<Audit> =
+        plan.changes.iter().map(|(what, how)| Audit::new(what, "Deployed", how.clone())).collect();
+    let (row, pools) = (tenant.clone(), plan.pools.clone());
+    agent
+        .store
+        .write(move |tx| {
+            row.save(tx)?;
+            pools.iter().try_for_each(|pool| pool.save(tx))?;
+            instances.iter().try_for_each(|instance| instance.insert(tx))?;
+            if let Some(Sealed { wrapped, rows }) = &sealed {
+                if let Some(wrapped) = wrapped {
+                    store::save_tenant_key(tx, &row.id, wrapped)?;
+                }
+                store::replace_secrets(tx, &row.id, rows)?;
+            }
+            audits.iter().try_for_each(|audit| audit.append(tx, &row.id))
+        })
+        .await
+        .map_err(failed)?;
+    Ok(tenant)
+}
+
+async fn tenant_row(
+    agent: &Agent,
+    wanted: &Deployment,
+    present: &Present,
+    plan: &Plan,
+) -> Result<TenantRow, ApiError> {
+    let (net_id, subnet) = plan.network.ok_or_else(|| failed("the plan has no network"))?;
+    let uplink = match &present.tenant {
+        Some(tenant) => tenant.uplink,
+        None => {
+            let taken = present.others.iter().map(|other| other.uplink).collect();
+            agent.hands.choose_uplink(taken).await.map_err(failed)?
+        }
+    };
+    Ok(TenantRow {
+        id: wanted.tenant.clone(),
+        net_id,
+        subnet,
+        uplink,
+        quotas: wanted.quotas,
+        routes: wanted.routes.clone(),
+        publish: wanted.publish.clone(),
+        created_at: present.tenant.as_ref().map_or_else(store::now_secs, |tenant| tenant.created_at),
+        doomed: false,
+    })
+}
+
+/// Ids, addresses and uids for the instances to be.
+async fn new_instances(
+    agent: &Agent,
+    tenant: &TenantRow,
+    present: &Present,
+    plan: &Plan,
+) -> Result<Vec<NewInstance>, ApiError> {
+    let mut uids: BTreeSet<u32> = agent.store.read(store::uids).await.map_err(failed)?;
+    let mut offsets: BTreeSet<u16> = present.instances.iter().map(|i| i.place.offset).collect();
+    let mut instances = Vec::new();
+    for (spec, goal) in &plan.instances {
+        let offset = tenant.subnet.instance_offsets().find(|offset| !offsets.contains(offset));
+        let offset =
+            offset.ok_or_else(|| invalid("tenant.subnet", format!("subnet {} is full", tenant.subnet)))?;
+        let uid = agent.hands.uids().find(|uid| !uids.contains(uid));
+        let uid = uid.ok_or_else(|| failed("this node has no uid left for another machine"))?;
+        offsets.insert(offset);
+        uids.insert(uid);
+        instances.push(NewInstance {
+            id: new_id(agent).map_err(failed)?,
+            place: Place {
+                tenant: tenant.id.clone(),
+                pool: spec.id.clone(),
+                offset,
+                uid,
+                machine_id: hex::encode(crate::seal::random::<16>().map_err(failed)?),
+            },
+            goal: Some(*goal),
+        });
+    }
+    Ok(instances)
+}
+
+fn new_id(agent: &Agent) -> std::io::Result<InstanceId> {
+    loop {
+        let id = InstanceId::new(u32::from_be_bytes(crate::seal::random()?));
+        if agent.machine(id).is_none() {
+            return Ok(id);
+        }
+    }
+}
+
+struct Sealed {
+    /// The tenant's data key, if it is new.
+    wrapped: Option<Vec<u8>>,
+    rows: Vec<SealedRow>,
+}
+
+async fn seal(
+    agent: &Agent,
+    tenant: &TenantRow,
+    new: bool,
+    values: &[SecretValue],
+) -> Result<Sealed, ApiError> {
+    let (key, wrapped) = if new {
+        let key = Key::generate().map_err(failed)?;
+        let wrapped = agent.node_key.wrap(&tenant.id, &key).map_err(failed)?;
+        (key, Some(wrapped))
+    } else {
+        let id = tenant.id.clone();
+        let wrapped = agent.store.read(move |tx| store::tenant_key(tx, &id)).await.map_err(failed)?;
+        let wrapped = wrapped.ok_or_else(|| failed(format!("tenant {} has no data key", tenant.id)))?;
+        (agent.node_key.unwrap_key(&tenant.id, &wrapped).map_err(failed)?, None)
+    };
+    let rows = values
+        .iter()
+        .map(|secret| {
+            let sealed = key.seal(&format!("{}/{}", secret.scope, secret.key), secret.value.expose());
+            Ok(SealedRow {
+                scope: secret.scope.clone(),
+                key: secret.key.clone(),
+                sealed: sealed.map_err(failed)?,
+            })
+        })
+        .collect::<Result<_, ApiError>>()?;
+    Ok(Sealed { wrapped, rows })
+}
+
+/// After the commit: network, ports, machines.
+async fn bring_about(
+    agent: &Arc<Agent>,
+    wanted: &Deployment,
+    tenant: &TenantRow,
+    plan: &Plan,
+    bound: Vec<Bound>,
+    events: &Events,
+) -> Result<(), ApiError> {
+    agent.hands.ensure_network(agent.network_of(tenant)).await.map_err(failed)?;
+    agent.publishing.keep_only(&tenant.id, &wanted.publish);
+    for port in bound {
+        agent.publishing.open(agent, tenant, port);
+    }
+    // Those that lead elsewhere now were closed a moment ago.
+    if let Some(taken) = agent.publishing.open_all(agent, tenant).first() {
+        return Err(failed(taken));
+    }
+    for (what, how) in &plan.changes {
+        events.send(DeployEvent::Changed { what: what.clone(), how: how.clone() });
+    }
+    if !plan.changes.is_empty() {
+        refresh(agent, tenant).await?;
+    }
+    start_new(agent, wanted, tenant, events).await
+}
+
+/// Machines that run take what changed about them.
+async fn refresh(agent: &Arc<Agent>, tenant: &TenantRow) -> Result<(), ApiError> {
+    for machine in agent.machines(|m| m.place.tenant == tenant.id && m.state().has_vmm()) {
+        let pool = agent.pool(&tenant.id, &machine.place.pool).await.map_err(failed)?.spec;
+        let port = agent.port_of(tenant, &machine.view().row, machine.ip, &pool);
+        agent.hands.admit(agent.network_of(tenant), port).await.map_err(failed)?;
+        machine.refresh();
+    }
+    Ok(())
+}
+
+/// Starts the tasks of new instances, pools in rising priority, and waits for each to be where it begins.
+async fn start_new(
+    agent: &Arc<Agent>,
+    wanted: &Deployment,
+    tenant: &TenantRow,
+    events: &Events,
+) -> Result<(), ApiError> {
+    let mut by_priority: Vec<Role> = wanted.pools.iter().map(|pool| pool.role).collect();
+    by_priority.sort_by_key(|role| role.priority());
+    by_priority.dedup_by_key(|role| role.priority());
+    let id = tenant.id.clone();
+    let rows = agent.store.read(move |tx| store::instances(tx, Some(&id), None)).await.map_err(failed)?;
+    let mut problems = Vec::new();
+    for priority in by_priority.iter().map(|role| role.priority()) {
+        let of_priority = rows.iter().filter(|row| {
+            agent.machine(row.id).is_none()
+                && wanted.pools.iter().any(|p| p.id == row.place.pool && p.role.priority() == priority)
+        });
+        let mut beginning = Vec::new();
+        for row in of_priority {
+            let ip = tenant.subnet.machine_ip(row.place.offset);
+            let ip = ip.ok_or_else(|| failed(format!("{} has no address in {}", row.id, tenant.subnet)))?;
+            events.step(row.address(), "starting");
+            beginning.push(agent.add_machine(tenant, row.clone(), ip));
+        }
+        let begun = futures::future::join_all(beginning.iter().map(|machine| begin(machine, events))).await;
+        problems.extend(begun.into_iter().flatten());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(failed(problems.join("\n"))) }
+}
+
+/// Waits until a new machine is where it begins; in words why it is not.
+async fn begin(machine: &Machine, events: &Events) -> Option<String> {
+    let settled = machine.settled().await;
+    let row = machine.view().row;
+    let running = matches!(row.state, InstanceState::Running | InstanceState::Sleeping);
+    let how = row.last_start.as_ref().map_or(String::new(), |s| format!(" ({} in {} ms)", s.how, s.total_ms));
+    events.progress(row.address(), format!("{}{how}", row.state), 1, 1);
+    match settled {
+        Ok(()) if running => None,
+        Ok(()) => {
+            let reason = row.reason.clone().unwrap_or_else(|| "it was not started".to_owned());
+            Some(format!("{} is {}: {reason}", row.address(), row.state))
+        }
+        Err(error) => Some(format!("{}: {error}", row.address())),
+    }
+}

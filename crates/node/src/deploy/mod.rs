@@ -1,0 +1,61 @@
+//! From what a manifest says to what is there.
+//!
+//! Everything that can be refused is refused before anything is made; what is made first (images, disks) is found by
+//! its content or removed by the next agent, and what is wanted becomes true in one transaction. Machines follow.
+
+mod apply;
+mod images;
+mod plan;
+
+use std::sync::Arc;
+
+use mvm_model::manifest::Problem;
+use mvm_protocol::api::{ApiError, DeployEvent, DeployRequest, ErrorCode};
+use tokio::sync::mpsc;
+
+use crate::agent::Agent;
+
+/// Where a deployment's progress goes. Whoever listened may have gone; the deployment goes on.
+#[derive(Debug, Clone)]
+pub struct Events(mpsc::UnboundedSender<DeployEvent>);
+
+impl Events {
+    /// Progress goes to the other end of this.
+    pub fn channel() -> (Self, mpsc::UnboundedReceiver<DeployEvent>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    fn send(&self, event: DeployEvent) {
+        let _ = self.0.send(event);
+    }
+
+    fn step(&self, what: impl Into<String>, doing: impl Into<String>) {
+        self.progress(what, doing, 0, 0);
+    }
+
+    fn progress(&self, what: impl Into<String>, doing: impl Into<String>, done: u64, total: u64) {
+        self.send(DeployEvent::Step { what: what.into(), doing: doing.into(), done, total });
+    }
+}
+
+/// Makes a tenant as its manifest says. The last event is `Done` or `Failed`.
+pub async fn deploy(agent: Arc<Agent>, request: DeployRequest, events: Events) {
+    let last = match apply::apply(&agent, request, &events).await {
+        Ok(changes) => DeployEvent::Done { changes },
+        Err(error) => DeployEvent::Failed { error },
+    };
+    events.send(last);
+}
+
+fn at_key(problem: Problem) -> ApiError {
+    ApiError { code: ErrorCode::Invalid, message: problem.message, key: Some(problem.key) }
+}
+
+fn invalid(key: impl Into<String>, message: impl ToString) -> ApiError {
+    ApiError { code: ErrorCode::Invalid, message: message.to_string(), key: Some(key.into()) }
+}
+
+fn failed(message: impl ToString) -> ApiError {
+    ApiError { code: ErrorCode::Failed, message: message.to_string(), key: None }
+}

@@ -1,0 +1,204 @@
+//! What a deployment changes: a pure comparison of what is wanted with what is there.
+
+use std::collections::BTreeSet;
+
+use mvm_model::manifest::{Deployment, Problem};
+use mvm_model::{NetId, PoolSpec, TenantSubnet};
+
+use super::images::Revisions;
+use crate::store::{Goal, InstanceRow, PoolRow, TenantRow};
+
+/// What is there of the tenant, and what others have.
+#[derive(Debug, Default)]
+pub struct Present {
+    /// The tenant, unless it is new.
+    pub tenant: Option<TenantRow>,
+    /// Its pools.
+    pub pools: Vec<PoolRow>,
+    /// Its instances.
+    pub instances: Vec<InstanceRow>,
+    /// Every other tenant.
+    pub others: Vec<TenantRow>,
+}
+
+/// What is to be done.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Network number and subnet; those it has, for a tenant that exists.
+    pub network: Option<(NetId, TenantSubnet)>,
+    /// Pools to write.
+    pub pools: Vec<PoolRow>,
+    /// Instances to make: the pool, and how they begin.
+    pub instances: Vec<(PoolSpec, Goal)>,
+    /// Whether quotas, ports or routes of the tenant change.
+    pub tenant_changes: bool,
+    /// What changes, for people: the thing and how.
+    pub changes: Vec<(String, String)>,
+    /// What stays different, for people: the thing and how.
+    pub differs: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// Compares.
+    ///
+    /// # Errors
+    /// The key of what cannot be.
+    pub fn make(present: &Present, wanted: &Deployment, revisions: &Revisions) -> Result<Self, Problem> {
+        let mut plan = Plan { network: Some(network(present, wanted)?), ..Plan::default() };
+        plan.compare_tenant(present, wanted);
+        for (index, spec) in wanted.pools.iter().enumerate() {
+            plan.compare_pool(present, wanted, index, spec, revisions)?;
+            plan.count_instances(present, wanted, spec);
+        }
+        for pool in &present.pools {
+            if !wanted.pools.iter().any(|spec| spec.id == pool.spec.id) {
+                let how = "not in the manifest any more; `mvm instance destroy` removes its instances";
+                plan.differs.push((format!("{}/{}", wanted.tenant, pool.spec.id), how.to_owned()));
+            }
+        }
+        Ok(plan)
+    }
+
+    fn compare_tenant(&mut self, present: &Present, wanted: &Deployment) {
+        let name = wanted.tenant.to_string();
+        let Some(tenant) = &present.tenant else {
+            self.tenant_changes = true;
+            self.changes.push((name, "created".to_owned()));
+            return;
+        };
+        let parts = [
+            ("quotas", tenant.quotas == wanted.quotas),
+            ("published ports", tenant.publish == wanted.publish),
+            ("routes", tenant.routes == wanted.routes),
+        ];
+        for (part, _) in parts.into_iter().filter(|(_, same)| !same) {
+            self.tenant_changes = true;
+            self.changes.push((name.clone(), format!("{part} changed")));
+        }
+    }
+
+    fn compare_pool(
+        &mut self,
+        present: &Present,
+        wanted: &Deployment,
+        index: usize,
+        spec: &PoolSpec,
+        revisions: &Revisions,
+    ) -> Result<(), Problem> {
+        let address = format!("{}/{}", wanted.tenant, spec.id);
+        let revision = revisions.get(&spec.image).cloned().unwrap_or_default();
+        let row = PoolRow { tenant: wanted.tenant.clone(), spec: spec.clone(), revision };
+        let Some(old) = present.pools.iter().find(|pool| pool.spec.id == spec.id) else {
+            self.changes.push((address, "created".to_owned()));
+            self.pools.push(row);
+            return Ok(());
+        };
+        if old.spec.role != spec.role {
+            let message = format!(
+                "pool {} is a {} pool; a role does not change: give the {} another pool",
+                spec.id, old.spec.role, spec.role
+            );
+            return Err(Problem::new(format!("pools[{index}].role"), message));
+        }
+        if spec.resources.data_disk_mib < old.spec.resources.data_disk_mib {
+            let message = format!(
+                "data disks only grow: pool {} has {} MiB",
+                spec.id, old.spec.resources.data_disk_mib
+            );
+            return Err(Problem::new(format!("pools[{index}].data_disk_mib"), message));
+        }
+        if *old == row {
+            return Ok(());
+        }
+        for part in changed_parts(old, &row) {
+            self.changes.push((address.clone(), part));
+        }
+        let outdated = present.instances.iter().filter(|instance| {
+            instance.place.pool == spec.id
+                && instance.launched.as_ref().is_some_and(|launched| {
+                    launched.revision != row.revision || launched.resources != spec.resources
+                })
+        });
+        for instance in outdated {
+            let how =
+                "takes the new image and resources at its next cold start (`mvm instance stop` and `start`)";
+            self.differs.push((instance.address(), how.to_owned()));
+        }
+        self.pools.push(row);
+        Ok(())
+    }
+
+    fn count_instances(&mut self, present: &Present, wanted: &Deployment, spec: &PoolSpec) {
+        let have = present.instances.iter().filter(|instance| instance.place.pool == spec.id).count();
+        let total = spec.desired.total() as usize;
+        for number in have..total {
+            let running = number < spec.desired.running as usize;
+            self.instances.push((spec.clone(), if running { Goal::Running } else { Goal::Sleeping }));
+        }
+        let address = format!("{}/{}", wanted.tenant, spec.id);
+        if have > total {
+            let how =
+                format!("has {have} instances, {total} wanted: `mvm instance destroy` removes one for good");
+            self.differs.push((address, how));
+        } else if have < total {
+            self.changes.push((address, format!("{} instances created", total - have)));
+        }
+    }
+}
+
+fn changed_parts(old: &PoolRow, new: &PoolRow) -> Vec<String> {
+    let (a, b) = (&old.spec, &new.spec);
+    let parts = [
+        ("resources changed", a.resources == b.resources),
+        ("desired counts changed", a.desired == b.desired),
+        ("egress changed", a.egress == b.egress),
+        ("secret scopes changed", a.secret_scopes == b.secret_scopes),
+        ("runtime policy changed", a.runtime_policy == b.runtime_policy),
+        ("restart policy changed", a.restart == b.restart),
+        ("image changed", a.image == b.image && a.profile == b.profile),
+        ("new revision of the image", old.revision == new.revision),
+    ];
+    parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part.to_owned()).collect()
+}
+
+/// The tenant's network number and subnet: what it has, what was asked for, or the lowest that is free.
+fn network(present: &Present, wanted: &Deployment) -> Result<(NetId, TenantSubnet), Problem> {
+    let asked = &wanted.network;
+    if let Some(tenant) = &present.tenant {
+        if asked.net_id.is_some_and(|id| id != tenant.net_id) {
+            let message = format!("tenant {} has net_id {}; it does not change", tenant.id, tenant.net_id);
+            return Err(Problem::new("tenant.net_id", message));
+        }
+        if asked.subnet.is_some_and(|subnet| subnet != tenant.subnet) {
+            let message = format!("tenant {} has subnet {}; it does not change", tenant.id, tenant.subnet);
+            return Err(Problem::new("tenant.subnet", message));
+        }
+        return Ok((tenant.net_id, tenant.subnet));
+    }
+    let taken: BTreeSet<NetId> = present.others.iter().map(|other| other.net_id).collect();
+    let overlap = |subnet: TenantSubnet| {
+        present.others.iter().find(|other| {
+            let (a, b) = (other.subnet.net(), subnet.net());
+            a.contains(&b) || b.contains(&a)
+        })
+    };
+    let net_id = match asked.net_id {
+        Some(id) if taken.contains(&id) => {
+            return Err(Problem::new("tenant.net_id", format!("net_id {id} belongs to another tenant")));
+        }
+        Some(id) => id,
+        None => NetId::all()
+            .find(|id| {
+                !taken.contains(id) && (asked.subnet.is_some() || overlap(id.default_subnet()).is_none())
+            })
+            .ok_or_else(|| Problem::new("tenant.id", "this node has no free net_id left"))?,
+    };
+    let subnet = asked.subnet.unwrap_or_else(|| net_id.default_subnet());
+    match overlap(subnet) {
+        Some(other) => {
+            let key = if asked.subnet.is_some() { "tenant.subnet" } else { "tenant.net_id" };
+            Err(Problem::new(key, format!("subnet {subnet} overlaps tenant {}'s {}", other.id, other.subnet)))
+        }
+        None => Ok((net_id, subnet)),
+    }
+}

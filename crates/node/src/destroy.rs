@@ -1,0 +1,60 @@
+//! The end of tenants and instances: nothing of them is left.
+
+use std::sync::Arc;
+
+use mvm_model::TenantId;
+use mvm_protocol::api::{ApiError, ErrorCode};
+
+use crate::agent::{Agent, AgentError};
+use crate::machine::Machine;
+use crate::store::{self, StoreError};
+
+impl From<AgentError> for ApiError {
+    fn from(error: AgentError) -> Self {
+        let code = match error {
+            AgentError::NoTenant(_) | AgentError::NoPool(..) => ErrorCode::NotFound,
+            AgentError::Store(_) | AgentError::Seal(_) => ErrorCode::Failed,
+        };
+        Self { code, message: error.to_string(), key: None }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        AgentError::from(error).into()
+    }
+}
+
+/// Destroys a tenant. It is marked first, so that an agent that dies in the middle of it goes on when it is back.
+pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, ApiError> {
+    let _changing = agent.changing.lock().await;
+    let mut row = agent.tenant(id).await?;
+    row.doomed = true;
+    let doomed = row.clone();
+    agent.store.write(move |tx| doomed.save(tx)).await?;
+    agent.publishing.keep_only(id, &[]);
+    let machines = agent.machines(|machine| machine.place.tenant == *id);
+    let destroyed = futures::future::join_all(machines.iter().map(|machine| instance(agent, machine))).await;
+    let mut gone = destroyed.into_iter().collect::<Result<Vec<_>, _>>()?;
+    agent.hands.remove_network(row.net_id).await.map_err(|error| ApiError {
+        code: ErrorCode::Failed,
+        message: error.to_string(),
+        key: None,
+    })?;
+    let wanted = id.clone();
+    agent.store.write(move |tx| store::remove_tenant(tx, &wanted)).await?;
+    gone.push(id.to_string());
+    Ok(gone)
+}
+
+/// Destroys one instance.
+pub async fn instance(agent: &Arc<Agent>, machine: &Machine) -> Result<String, ApiError> {
+    let address = machine.view().row.address();
+    machine.destroy().await.map_err(|error| ApiError {
+        code: ErrorCode::Failed,
+        message: format!("{address}: {error}"),
+        key: None,
+    })?;
+    agent.forget_machine(machine.id);
+    Ok(address)
+}

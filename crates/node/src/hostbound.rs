@@ -1,0 +1,219 @@
+//! Port 53: what guests ask of the host. Who asks is known by whose channel it came in on, never by what it says:
+//! only a gateway may ask, and only about its own tenant. Everything else is an `Error`, and audited.
+
+use std::sync::Arc;
+
+use mvm_model::{InstanceId, InstanceSelector, InstanceState, PoolId, Role, TenantId};
+use mvm_protocol::control::{HostReply, HostRequest};
+use mvm_protocol::frame::{self, FrameError};
+use mvm_protocol::{HOST_STREAMS, MAX_GATEWAY_STREAMS, MAX_STREAMS, Port, Stream, mux};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+
+use crate::agent::Agent;
+use crate::machine::{Asker, Lease, Machine};
+use crate::session::OnStream;
+use crate::store::{Audit, InstanceRow, Place};
+
+/// Serves every stream that one machine opens.
+pub fn serve_all(agent: Arc<Agent>, id: InstanceId, place: Place) -> OnStream {
+    // Enough for a gateway; the role decides how many of them a machine may use.
+    let gateway = Arc::new(Semaphore::new(MAX_GATEWAY_STREAMS - HOST_STREAMS));
+    let other = Arc::new(Semaphore::new(MAX_STREAMS - HOST_STREAMS));
+    Arc::new(move |stream| {
+        let asker = Guest { agent: Arc::clone(&agent), id, place: place.clone() };
+        let (gateway, other) = (Arc::clone(&gateway), Arc::clone(&other));
+        tokio::spawn(async move {
+            let role = asker.role().await;
+            let limit = if role == Some(Role::Gateway) { gateway } else { other };
+            match limit.try_acquire() {
+                Ok(_permit) => asker.serve(role, stream).await,
+                Err(_) => refuse(stream, "too many streams at once: try again in a moment").await,
+            }
+        });
+    })
+}
+
+async fn refuse(mut stream: Stream, message: &str) {
+    // A guest that does not read its refusal has gone, or does not care.
+    let _ = frame::write(&mut stream, &HostReply::Error { message: message.to_owned() }).await;
+    let _ = stream.shutdown().await;
+}
+
+/// The machine that asks.
+struct Guest {
+    agent: Arc<Agent>,
+    id: InstanceId,
+    place: Place,
+}
+
+impl Guest {
+    async fn role(&self) -> Option<Role> {
+        let pool = self.agent.pool(&self.place.tenant, &self.place.pool).await;
+        pool.ok().map(|pool| pool.spec.role)
+    }
+
+    fn address(&self) -> String {
+        format!("{}/{}/{}", self.place.tenant, self.place.pool, self.id)
+    }
+
+    /// Answers requests until the stream ends. A Hold is its stream's last request: the lease lives as long as it.
+    async fn serve(&self, role: Option<Role>, mut stream: Stream) {
+        if !matches!(mux::read_port(&mut stream).await, Ok(Some(Port::Host))) {
+            return;
+        }
+        loop {
+            let request = match frame::read::<HostRequest, _>(&mut stream).await {
+                Ok(Some(request)) => request,
+                Err(FrameError::Message(error)) => {
+                    let reply = HostReply::Error { message: format!("not a request of port 53: {error}") };
+                    if frame::write(&mut stream, &reply).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                // The end, or a bad frame, which is the end of its stream.
+                Ok(None) | Err(_) => return,
+            };
+            let (reply, lease) = self.answer(role, request).await;
+            if frame::write(&mut stream, &reply).await.is_err() {
+                return;
+            }
+            if let Some(lease) = lease {
+                keep_while_open(&mut stream, lease).await;
+                return;
+            }
+        }
+    }
+
+    async fn answer(&self, role: Option<Role>, request: HostRequest) -> (HostReply, Option<Lease>) {
+        if role != Some(Role::Gateway) {
+            return (self.denied("only a gateway may ask on port 53").await, None);
+        }
+        match request {
+            HostRequest::WakeInstance { tenant_id, pool_id, instance_id } => {
+                match self.machine(&tenant_id, &pool_id, instance_id).await {
+                    Ok(machine) => (wake(&machine).await, None),
+                    Err(denied) => (denied, None),
+                }
+            }
+            HostRequest::QueryInstanceStatus { tenant_id, pool_id, instance_id } => {
+                match self.machine(&tenant_id, &pool_id, instance_id).await {
+                    Ok(machine) => {
+                        let status = machine.state().to_string();
+                        (HostReply::InstanceStatus { status, guest_ip: machine.ip }, None)
+                    }
+                    Err(denied) => (denied, None),
+                }
+            }
+            HostRequest::Hold { pool_id, instance_selector, .. } => {
+                self.hold(&pool_id, &instance_selector).await
+            }
+        }
+    }
+
+    async fn hold(&self, pool: &PoolId, selector: &InstanceSelector) -> (HostReply, Option<Lease>) {
+        let error = |message| (HostReply::Error { message }, None);
+        let machine = match choose(&self.agent, &self.place.tenant, pool, selector).await {
+            Ok(machine) => machine,
+            Err(message) => return error(message),
+        };
+        match machine.hold().await {
+            Ok(lease) => (HostReply::Held { instance_id: machine.id, guest_ip: machine.ip }, Some(lease)),
+            Err(refused) => error(refused.to_string()),
+        }
+    }
+
+    /// The instance that a gateway names, if it is one of its own tenant.
+    async fn machine(&self, tenant: &TenantId, pool: &PoolId, id: InstanceId) -> Result<Machine, HostReply> {
+        if *tenant != self.place.tenant {
+            return Err(self
+                .denied(&format!("a gateway of {} asked about {tenant}", self.place.tenant))
+                .await);
+        }
+        match self.agent.machine(id) {
+            Some(machine) if machine.place.tenant == *tenant && machine.place.pool == *pool => Ok(machine),
+            // One of another tenant does not exist for this one.
+            Some(machine) if machine.place.tenant != *tenant => {
+                Err(self.denied(&format!("a gateway of {} asked about {id}", self.place.tenant)).await)
+            }
+            _ => Err(HostReply::Error { message: format!("there is no instance {tenant}/{pool}/{id}") }),
+        }
+    }
+
+    async fn denied(&self, why: &str) -> HostReply {
+        let audit = Audit::new(self.address(), "HostRequestDenied", why);
+        let tenant = self.place.tenant.clone();
+        if let Err(error) = self.agent.store.write(move |tx| audit.append(tx, &tenant)).await {
+            tracing::error!(%error, "a denied request could not be audited");
+        }
+        HostReply::Error { message: why.to_owned() }
+    }
+}
+
+async fn wake(machine: &Machine) -> HostReply {
+    if machine.state() == InstanceState::Stopped {
+        return HostReply::WakeResult { success: false, detail: "it was stopped by a person".to_owned() };
+    }
+    match machine.run(Asker::Message).await {
+        Ok(_) => HostReply::WakeResult { success: true, detail: String::new() },
+        Err(error) => HostReply::WakeResult { success: false, detail: error.to_string() },
+    }
+}
+
+/// Waits for the end of the stream; the lease goes with it.
+async fn keep_while_open(stream: &mut Stream, lease: Lease) {
+    let mut byte = [0; 64];
+    while matches!(stream.read(&mut byte).await, Ok(1..)) {}
+    drop(lease);
+}
+
+/// The instance of a pool that a message goes to.
+///
+/// # Errors
+/// In words, for whoever sent the message.
+pub async fn choose(
+    agent: &Agent,
+    tenant: &TenantId,
+    pool: &PoolId,
+    selector: &InstanceSelector,
+) -> Result<Machine, String> {
+    let spec = agent.pool(tenant, pool).await.map_err(|error| error.to_string())?.spec;
+    let of_pool = agent.machines(|m| m.place.tenant == *tenant && m.place.pool == *pool);
+    let named = match selector {
+        InstanceSelector::Any => {
+            return of_pool
+                .iter()
+                .filter(|machine| machine.wakeable(spec.restart))
+                .min_by_key(|machine| rank(&machine.view().row))
+                .cloned()
+                .ok_or_else(|| nobody(tenant, pool, &of_pool));
+        }
+        InstanceSelector::ByInstance(id) => of_pool.iter().find(|machine| machine.id == *id),
+        InstanceSelector::ByIp(ip) => of_pool.iter().find(|machine| machine.ip == *ip),
+        InstanceSelector::ByUser(_) | InstanceSelector::LeastConnections => {
+            return Err("this instance selector is not supported by this version".to_owned());
+        }
+    };
+    named.cloned().ok_or_else(|| format!("pool {tenant}/{pool} has no such instance"))
+}
+
+/// Prefers running, then warm, then sleeping; ties go to the lowest id.
+fn rank(row: &InstanceRow) -> (u8, InstanceId) {
+    let by_state = match row.state {
+        InstanceState::Running => 0,
+        InstanceState::Warm => 1,
+        InstanceState::Sleeping => 2,
+        InstanceState::Ready => 3,
+        _ => 4,
+    };
+    (by_state, row.id)
+}
+
+fn nobody(tenant: &TenantId, pool: &PoolId, of_pool: &[Machine]) -> String {
+    if of_pool.is_empty() {
+        return format!("pool {tenant}/{pool} has no instances");
+    }
+    let states: Vec<String> = of_pool.iter().map(|m| format!("{} is {}", m.id, m.state())).collect();
+    format!("no instance of pool {tenant}/{pool} may be started by a message: {}", states.join(", "))
+}

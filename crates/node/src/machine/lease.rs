@@ -1,0 +1,66 @@
+//! Leases: what keeps a machine awake.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// The leases of one machine.
+#[derive(Debug)]
+pub struct Leases {
+    count: watch::Sender<usize>,
+}
+
+/// Keeps its machine from sleeping while it lives.
+#[derive(Debug)]
+pub struct Lease {
+    leases: Arc<Leases>,
+}
+
+impl Leases {
+    /// None yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { count: watch::Sender::new(0) })
+    }
+
+    /// One more.
+    pub fn take(self: &Arc<Self>) -> Lease {
+        self.count.send_modify(|count| *count += 1);
+        Lease { leases: Arc::clone(self) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    /// Resolves when there is none.
+    pub async fn none(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leases.count.send_modify(|count| *count -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_lease_to_go_lets_the_machine_sleep() {
+        let leases = Leases::new();
+        leases.none().await;
+        let (a, b) = (leases.take(), leases.take());
+        assert_eq!(leases.count(), 2);
+        drop(a);
+        let waiting = leases.none();
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(b);
+        waiting.await;
+    }
+}

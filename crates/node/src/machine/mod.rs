@@ -1,0 +1,247 @@
+//! Machines: one task owns each instance's state and does one act at a time.
+//!
+//! ```text
+//!  person, Hold, policy ──▶ mailbox ──▶ Task { row, session } ──▶ host (VMM, network, disks)
+//!                                          │
+//!                                          └──▶ view: what listings and selectors see
+//! ```
+//! Whatever arrives during an act waits in the mailbox. That is what makes twenty messages to a sleeping machine
+//! one wake: the first wakes it, the others find it running. And a message that arrives while its machine goes to
+//! sleep finds it asleep, and wakes it.
+
+mod come_up;
+mod lease;
+mod recover;
+mod sleep;
+mod start;
+mod stop;
+mod task;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use mvm_host::MachineEnded;
+use mvm_model::state::Refused;
+use mvm_model::{InstanceId, InstanceState, RestartPolicy};
+use mvm_protocol::Mux;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use lease::Lease;
+pub use task::spawn;
+
+use crate::store::{InstanceRow, Intent, Place};
+use lease::Leases;
+
+/// Why an act on a machine was not done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ActError {
+    /// The state table does not have it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// A person stopped the machine: messages do not start it.
+    #[error("{address} was stopped by a person; `mvm instance start {address}` starts it")]
+    Stopped {
+        /// The machine.
+        address: String,
+    },
+    /// Its pool's restart policy leaves it to a person.
+    #[error("{address} has failed and its pool's restart policy is never: {reason}")]
+    NeverRestarted {
+        /// The machine.
+        address: String,
+        /// Why it failed.
+        reason: String,
+    },
+    /// A quota does not admit it.
+    #[error(transparent)]
+    Quota(#[from] mvm_model::quota::QuotaExceeded),
+    /// It was tried and failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The machine was destroyed meanwhile.
+    #[error("the instance is gone")]
+    Gone,
+}
+
+/// Who wants an act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// A command.
+    Person,
+    /// A message, by a Hold or a published port.
+    Message,
+    /// The agent itself: where new instances begin, restarts.
+    Policy,
+}
+
+impl Asker {
+    fn as_str(self) -> &'static str {
+        match self {
+            Asker::Person => "a person",
+            Asker::Message => "a message",
+            Asker::Policy => "policy",
+        }
+    }
+}
+
+/// What an act came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// The goal held already.
+    Already,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, ActError>>;
+
+/// What is asked of a machine's task.
+enum Command {
+    Run { asker: Asker, reply: Reply<Outcome> },
+    Hold { reply: Reply<Lease> },
+    Sleep { asker: Asker, reply: Reply<Outcome> },
+    Stop { reply: Reply<Outcome> },
+    Destroy { reply: Reply<()> },
+    Session { reply: Reply<(Mux, Lease)> },
+    Settled { reply: Reply<()> },
+    Refresh,
+    Ended(MachineEnded),
+}
+
+/// What others may see of a machine.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Its row, as committed.
+    pub row: InstanceRow,
+    /// What is being done to it.
+    pub act: Option<Intent>,
+}
+
+/// A machine, for everyone but its task.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Its id.
+    pub id: InstanceId,
+    /// Where it belongs.
+    pub place: Place,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    mailbox: mpsc::UnboundedSender<Command>,
+    view: watch::Receiver<View>,
+    leases: Arc<Leases>,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Command::Run { .. } => "Run",
+            Command::Hold { .. } => "Hold",
+            Command::Sleep { .. } => "Sleep",
+            Command::Stop { .. } => "Stop",
+            Command::Destroy { .. } => "Destroy",
+            Command::Session { .. } => "Session",
+            Command::Settled { .. } => "Settled",
+            Command::Refresh => "Refresh",
+            Command::Ended(_) => "Ended",
+        })
+    }
+}
+
+impl Machine {
+    /// Makes it run: a start or a wake.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn run(&self, asker: Asker) -> Result<Outcome, ActError> {
+        self.ask(|reply| Command::Run { asker, reply }).await
+    }
+
+    /// Makes it run and keeps it awake while the lease lives.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn hold(&self) -> Result<Lease, ActError> {
+        self.ask(|reply| Command::Hold { reply }).await
+    }
+
+    /// Puts it to sleep.
+    ///
+    /// # Errors
+    /// [`ActError`]; it runs on then.
+    pub async fn sleep(&self, asker: Asker) -> Result<Outcome, ActError> {
+        self.ask(|reply| Command::Sleep { asker, reply }).await
+    }
+
+    /// Shuts it down, or discards its snapshot.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn stop(&self) -> Result<Outcome, ActError> {
+        self.ask(|reply| Command::Stop { reply }).await
+    }
+
+    /// Ends it and removes everything it had.
+    ///
+    /// # Errors
+    /// [`ActError`]; it is tried again when the agent starts.
+    pub async fn destroy(&self) -> Result<(), ActError> {
+        self.ask(|reply| Command::Destroy { reply }).await
+    }
+
+    /// A way to talk to its guest, while it runs.
+    ///
+    /// # Errors
+    /// [`ActError`] where it does not run.
+    pub async fn session(&self) -> Result<(Mux, Lease), ActError> {
+        self.ask(|reply| Command::Session { reply }).await
+    }
+
+    /// Resolves when everything that was asked of it before is done.
+    ///
+    /// # Errors
+    /// [`ActError::Gone`].
+    pub async fn settled(&self) -> Result<(), ActError> {
+        self.ask(|reply| Command::Settled { reply }).await
+    }
+
+    /// Has it take its pool's config and secrets anew.
+    pub fn refresh(&self) {
+        // A task that has ended has nothing to refresh.
+        let _ = self.mailbox.send(Command::Refresh);
+    }
+
+    /// Tells it that its VMM has ended.
+    pub fn ended(&self, event: MachineEnded) {
+        let _ = self.mailbox.send(Command::Ended(event));
+    }
+
+    /// What it is now.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Its state now.
+    pub fn state(&self) -> InstanceState {
+        self.view.borrow().row.state
+    }
+
+    /// How many leases keep it awake.
+    pub fn holds(&self) -> usize {
+        self.leases.count()
+    }
+
+    /// Whether a message may make it run.
+    pub fn wakeable(&self, restart: RestartPolicy) -> bool {
+        match self.state() {
+            InstanceState::Stopped | InstanceState::Destroyed | InstanceState::Created => false,
+            InstanceState::Failed => restart != RestartPolicy::Never,
+            _ => true,
+        }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ActError> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox.send(command(reply)).map_err(|_| ActError::Gone)?;
+        answer.await.map_err(|_| ActError::Gone)?
+    }
+}

@@ -1,0 +1,127 @@
+//! Sleep: drain, pause, snapshot, commit, end the VMM. In this order (rule S3), because until the commit everything can
+//! be taken back and after it nothing may be.
+
+use std::time::Duration;
+
+use mvm_host::SnapshotFacts;
+use mvm_model::{InstanceState, Operation};
+use mvm_protocol::control::{GuestReply, GuestRequest};
+
+use super::task::{Task, failed};
+use super::{ActError, Asker, Outcome};
+use crate::store::{Audit, Goal, Intent, now_millis};
+
+impl Task {
+    pub(super) async fn sleep(&mut self, asker: Asker) -> Result<Outcome, ActError> {
+        if self.row.state == InstanceState::Sleeping {
+            return Ok(Outcome::Already);
+        }
+        self.row.state.after(Operation::Sleep)?;
+        let drain = self.pool().await?.runtime_policy.drain_timeout_seconds;
+        self.begin(Intent::Sleep).await?;
+        match self.sleep_until_commit(drain).await {
+            Ok(()) => {
+                self.end_vmm_after_sleep(asker).await;
+                Ok(Outcome::Done)
+            }
+            Err(error) => {
+                self.cancel_sleep(&error).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything that can still be taken back.
+    async fn sleep_until_commit(&mut self, drain: u32) -> Result<(), ActError> {
+        let drain_time = Duration::from_secs(drain.into());
+        // Messages in hand are finished first; a Hold that comes now waits in the mailbox for the next wake.
+        if tokio::time::timeout(drain_time, self.leases.none()).await.is_err() {
+            tracing::info!(instance = %self.row.id, "put to sleep with messages still in hand after {drain} s");
+        }
+        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
+        let request = GuestRequest::SleepPrep { drain_timeout_secs: drain };
+        match session
+            .ask(&request, "SleepPrep", drain_time + Duration::from_secs(10))
+            .await
+            .map_err(failed)?
+        {
+            GuestReply::SleepPrepAck { success: true, .. } => {}
+            GuestReply::SleepPrepAck { detail, .. } => {
+                return Err(failed(format!("the guest cannot sleep now: {detail}")));
+            }
+            _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
+        }
+        // Streams do not survive sleep.
+        self.session = None;
+        self.agent.hands.pause(self.row.id).await.map_err(failed)?;
+        let launched = self.row.launched.as_ref().ok_or_else(|| failed("nothing is known of its launch"))?;
+        let facts = SnapshotFacts {
+            instance: self.row.id.to_string(),
+            revision: launched.revision.clone(),
+            generation: self.row.generation,
+            disk_epoch: self.row.disk_epoch,
+            recorded_at_ms: now_millis(),
+        };
+        self.row.snapshot = Some(self.agent.hands.snapshot(facts).await.map_err(failed)?);
+        self.commit_sleeping().await
+    }
+
+    /// The point of no return.
+    async fn commit_sleeping(&mut self) -> Result<(), ActError> {
+        let before = self.row.clone();
+        let bytes = self.row.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes);
+        self.row.state = self.row.state.after(Operation::Sleep)?;
+        self.row.since = crate::store::now_secs();
+        self.row.intent = None;
+        self.row.reason = None;
+        if self.row.goal == Some(Goal::Sleeping) {
+            self.row.goal = None;
+        }
+        let audit =
+            Audit::new(self.row.address(), "InstanceSlept", format!("{} KiB written", bytes.div_ceil(1024)));
+        let saved = self.save(vec![audit]).await;
+        if saved.is_err() {
+            self.row = before;
+        }
+        saved
+    }
+
+    /// After the commit a VMM that is still there is ended, never resumed.
+    async fn end_vmm_after_sleep(&mut self, asker: Asker) {
+        self.agent.discard_vmm(&self.row).await;
+        self.admission = None;
+        self.row.process = None;
+        self.show();
+        tracing::info!(instance = %self.row.address(), by = asker.as_str(), "asleep");
+    }
+
+    /// Takes everything back: the machine goes on as if nothing had been.
+    async fn cancel_sleep(&mut self, why: &ActError) {
+        self.row.snapshot = None;
+        self.discard_snapshot().await;
+        let resumed = self.resume_cancelled().await;
+        let detail = format!("{why}");
+        match resumed {
+            Ok(()) => {
+                self.row.intent = None;
+                let audit = Audit::new(self.row.address(), "SleepCancelled", detail);
+                if let Err(error) = self.save(vec![audit]).await {
+                    tracing::error!(instance = %self.row.id, %error, "the cancelled sleep could not be stored");
+                }
+            }
+            Err(error) => self.lost(format!("a sleep failed ({detail}), and so did going on: {error}")).await,
+        }
+    }
+
+    /// Lets a paused machine go on and tells its guest that the sleep was given up.
+    pub(super) async fn resume_cancelled(&mut self) -> Result<(), ActError> {
+        self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
+        if self.session.is_none() {
+            self.session = Some(self.open_session().await?);
+        }
+        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
+        let request = GuestRequest::Wake { generation: self.row.generation, cancelled: Some(true) };
+        session.ask(&request, "Wake", Duration::from_secs(30)).await.map_err(failed)?;
+        Ok(())
+    }
+}

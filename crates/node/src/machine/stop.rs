@@ -1,0 +1,57 @@
+//! Stop: an orderly shutdown, then the hard way; a snapshot is discarded.
+
+use std::time::Duration;
+
+use mvm_model::{InstanceState, Operation};
+use mvm_protocol::control::GuestRequest;
+
+use super::task::Task;
+use super::{ActError, Outcome};
+use crate::store::{Audit, Intent};
+
+/// What a VMM gets beyond the guest's own grace to end after its guest has powered off.
+const POWER_OFF: Duration = Duration::from_secs(5);
+
+impl Task {
+    pub(super) async fn stop(&mut self) -> Result<Outcome, ActError> {
+        if self.row.state.already(Operation::Stop) || self.row.state == InstanceState::Stopped {
+            return Ok(Outcome::Already);
+        }
+        self.row.state.after(Operation::Stop)?;
+        let grace = self.pool().await?.runtime_policy.graceful_shutdown_seconds;
+        self.begin(Intent::Stop).await?;
+        let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
+        self.finish_stop(orderly).await;
+        Ok(Outcome::Done)
+    }
+
+    /// Asks the guest to end; whether its VMM did in time.
+    async fn shut_down(&mut self, grace: u32) -> bool {
+        let Some(session) = self.session.take() else { return false };
+        let request = GuestRequest::Shutdown { grace_secs: grace };
+        if let Err(error) = session.ask(&request, "Shutdown", Duration::from_secs(5)).await {
+            tracing::info!(instance = %self.row.id, %error, "the guest did not take the shutdown");
+            return false;
+        }
+        let within = Duration::from_secs(grace.into()) + POWER_OFF;
+        self.agent.hands.wait_end(self.row.id, within).await.unwrap_or(false)
+    }
+
+    /// Whatever is left of the machine's runtime goes.
+    pub(super) async fn finish_stop(&mut self, orderly: bool) {
+        self.session = None;
+        self.admission = None;
+        self.agent.discard_vmm(&self.row).await;
+        self.row.process = None;
+        let had_snapshot = self.row.snapshot.take().is_some();
+        self.discard_snapshot().await;
+        let detail = match (had_snapshot, orderly) {
+            (true, _) => "its snapshot was discarded",
+            (false, true) => "in order",
+            (false, false) => "its VMM was ended",
+        };
+        self.row.reason = None;
+        self.row.goal = None;
+        self.settle(Operation::Stop, Audit::new(self.row.address(), "InstanceStopped", detail)).await;
+    }
+}

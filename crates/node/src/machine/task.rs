@@ -1,0 +1,393 @@
+//! The task that owns one machine: its row, its session, and one act at a time.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mvm_host::MachineEnded;
+use mvm_model::{InstanceState, Operation, PoolSpec, RestartPolicy};
+use mvm_protocol::control::{Clock, GuestRequest};
+use tokio::sync::{mpsc, watch};
+
+use super::lease::{Lease, Leases};
+use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
+use crate::agent::{Admission, Agent};
+use crate::session::Session;
+use crate::store::{Audit, Goal, InstanceRow, Intent, TenantRow, now_millis, now_secs, remove_instance};
+
+/// How often a running guest's clock is set straight.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// A machine that ran for so long has recovered: its next restart comes at once again.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Owns one machine.
+pub(super) struct Task {
+    pub(super) agent: Arc<Agent>,
+    pub(super) tenant: TenantRow,
+    pub(super) row: InstanceRow,
+    pub(super) ip: Ipv4Addr,
+    pub(super) leases: Arc<Leases>,
+    pub(super) session: Option<Session>,
+    pub(super) admission: Option<Admission>,
+    mailbox: mpsc::UnboundedReceiver<Command>,
+    /// Commands that were taken out of the mailbox and are still to be done.
+    pending: VecDeque<Command>,
+    view: watch::Sender<View>,
+    restart: Restart,
+}
+
+/// When a failed machine is started again.
+#[derive(Debug, Default)]
+struct Restart {
+    at: Option<Instant>,
+    attempts: u32,
+    running_since: Option<Instant>,
+}
+
+/// Starts the task of an instance and gives the handle to it. The task first finishes or undoes what an earlier agent
+/// left, then takes commands.
+pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Addr) -> Machine {
+    let (sender, mailbox) = mpsc::unbounded_channel();
+    let (view_sender, view) = watch::channel(View { row: row.clone(), act: row.intent });
+    let leases = Leases::new();
+    let machine = Machine {
+        id: row.id,
+        place: row.place.clone(),
+        ip,
+        mailbox: sender,
+        view,
+        leases: Arc::clone(&leases),
+    };
+    let task = Task {
+        agent,
+        tenant,
+        row,
+        ip,
+        leases,
+        session: None,
+        admission: None,
+        mailbox,
+        pending: VecDeque::new(),
+        view: view_sender,
+        restart: Restart::default(),
+    };
+    tokio::spawn(task.run());
+    machine
+}
+
+impl Task {
+    async fn run(mut self) {
+        self.recover().await;
+        let mut clock = tokio::time::interval(CLOCK_EVERY);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let command = if let Some(command) = self.pending.pop_front() {
+                Some(command)
+            } else {
+                let restart_at = self.restart.at;
+                tokio::select! {
+                    command = self.mailbox.recv() => command,
+                    () = until(restart_at) => {
+                        self.restart.at = None;
+                        self.restart.attempts += 1;
+                        // A failure is kept in the row, and schedules the next attempt.
+                        let _ = self.bring_up(Asker::Policy).await;
+                        continue;
+                    }
+                    _ = clock.tick() => {
+                        self.tend().await;
+                        continue;
+                    }
+                }
+            };
+            match command {
+                None => return,
+                Some(Command::Destroy { reply }) => {
+                    let destroyed = self.destroy().await;
+                    let gone = destroyed.is_ok();
+                    let _ = reply.send(destroyed);
+                    if gone {
+                        return;
+                    }
+                }
+                Some(command) => self.handle(command).await,
+            }
+        }
+    }
+
+    async fn handle(&mut self, command: Command) {
+        match command {
+            Command::Run { asker, reply } => {
+                let done = self.run_for(asker).await;
+                answer(reply, done);
+            }
+            Command::Hold { reply } => {
+                let held = self.hold().await;
+                if let Err(error) = &held {
+                    self.fail_waiting_holds(error);
+                }
+                answer(reply, held);
+            }
+            Command::Sleep { asker, reply } => {
+                let done = self.sleep(asker).await;
+                answer(reply, done);
+            }
+            Command::Stop { reply } => {
+                let done = self.stop().await;
+                answer(reply, done);
+            }
+            Command::Session { reply } => {
+                let session = self.talk().await;
+                answer(reply, session);
+            }
+            Command::Settled { reply } => answer(reply, Ok(())),
+            Command::Refresh => self.refresh().await,
+            Command::Ended(ended) => self.vmm_ended(&ended).await,
+            // Taken by `run`, which ends the task with it.
+            Command::Destroy { .. } => {}
+        }
+    }
+
+    async fn run_for(&mut self, asker: Asker) -> Result<Outcome, ActError> {
+        if self.row.state == InstanceState::Running {
+            return Ok(Outcome::Already);
+        }
+        self.restart = Restart::default();
+        self.bring_up(asker).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// Makes it run, whatever state it is in, and keeps the restart policy's books.
+    pub(super) async fn bring_up(&mut self, asker: Asker) -> Result<(), ActError> {
+        // Quotas may have changed since.
+        self.tenant = self.agent.tenant(&self.tenant.id).await.map_err(failed)?;
+        let result = match self.row.state {
+            InstanceState::Running => return Ok(()),
+            InstanceState::Sleeping => self.wake(asker).await,
+            _ => self.start(asker).await,
+        };
+        match &result {
+            Ok(()) => self.restart.running_since = Some(Instant::now()),
+            Err(_) if self.row.state == InstanceState::Failed => self.schedule_restart().await,
+            Err(_) => {}
+        }
+        result
+    }
+
+    async fn hold(&mut self) -> Result<Lease, ActError> {
+        match self.row.state {
+            InstanceState::Running => {}
+            InstanceState::Stopped => return Err(ActError::Stopped { address: self.row.address() }),
+            InstanceState::Failed if self.pool().await?.restart == RestartPolicy::Never => {
+                return Err(ActError::NeverRestarted {
+                    address: self.row.address(),
+                    reason: self.row.reason.clone().unwrap_or_default(),
+                });
+            }
+            _ => self.bring_up(Asker::Message).await?,
+        }
+        Ok(self.leases.take())
+    }
+
+    async fn talk(&mut self) -> Result<(mvm_protocol::Mux, Lease), ActError> {
+        let Some(session) = &self.session else {
+            return Err(ActError::Failed(format!(
+                "{} is {}: `mvm instance start {0}` makes it run",
+                self.row.address(),
+                self.row.state
+            )));
+        };
+        let mux = session.mux().await.map_err(|e| ActError::Failed(e.to_string()))?;
+        Ok((mux, self.leases.take()))
+    }
+
+    /// What failed for one Hold fails for all that wait behind it: they would try the same again, one by one.
+    fn fail_waiting_holds(&mut self, error: &ActError) {
+        while let Ok(command) = self.mailbox.try_recv() {
+            self.pending.push_back(command);
+        }
+        let commands = std::mem::take(&mut self.pending);
+        for command in commands {
+            match command {
+                Command::Hold { reply } => answer(reply, Err(error.clone())),
+                other => self.pending.push_back(other),
+            }
+        }
+    }
+
+    async fn vmm_ended(&mut self, event: &MachineEnded) {
+        // An act that ended its VMM itself has said so already; and this may be about an earlier one.
+        if !self.row.state.has_vmm() || self.row.process.as_ref() != Some(&event.process) {
+            return;
+        }
+        let reason = format!("the VMM {}", event.ended);
+        self.lost(reason).await;
+    }
+
+    /// The VMM is gone without anyone having asked for it.
+    pub(super) async fn lost(&mut self, reason: String) {
+        self.session = None;
+        self.admission = None;
+        self.agent.discard_vmm(&self.row).await;
+        self.row.process = None;
+        let audit = Audit::new(self.row.address(), "InstanceFailed", reason.clone());
+        self.row.reason = Some(reason);
+        self.settle(Operation::VmmEnded, audit).await;
+        self.schedule_restart().await;
+    }
+
+    async fn schedule_restart(&mut self) {
+        let on_failure = matches!(self.pool().await, Ok(pool) if pool.restart == RestartPolicy::OnFailure);
+        if !on_failure {
+            return;
+        }
+        if self.restart.running_since.take().is_some_and(|since| since.elapsed() >= STEADY) {
+            self.restart.attempts = 0;
+        }
+        let wait = RestartPolicy::backoff(self.restart.attempts);
+        self.restart.at = Some(Instant::now() + wait);
+    }
+
+    /// Every minute: the guest's clock, the console's size.
+    async fn tend(&mut self) {
+        let Some(session) = self.session.as_ref().filter(|_| self.row.state == InstanceState::Running) else {
+            return;
+        };
+        let clock = Clock { unix_nanos: now_millis() * 1_000_000 };
+        if let Err(error) =
+            session.ask(&GuestRequest::AdjustClock { clock }, "AdjustClock", CLOCK_EVERY / 12).await
+        {
+            tracing::debug!(instance = %self.row.id, %error, "the guest's clock was not adjusted");
+        }
+        if let Err(error) = self.agent.hands.trim_console(self.row.id).await {
+            tracing::debug!(instance = %self.row.id, %error, "the console's log was not trimmed");
+        }
+    }
+
+    async fn refresh(&mut self) {
+        let Some(session) = self.session.as_ref().filter(|_| self.row.state == InstanceState::Running) else {
+            return;
+        };
+        let updated = match self.update_message().await {
+            Ok(update) => {
+                session.ask(&update, "Update", Duration::from_secs(10)).await.map_err(|e| e.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = updated {
+            tracing::warn!(instance = %self.row.id, %error, "new config and secrets did not reach the machine");
+        }
+    }
+
+    /// Its pool as it is wanted now.
+    pub(super) async fn pool(&self) -> Result<PoolSpec, ActError> {
+        Ok(self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?.spec)
+    }
+
+    /// The files of a snapshot that does not count any more. Left behind they would only take space.
+    pub(super) async fn discard_snapshot(&self) {
+        if let Err(error) = self.agent.hands.discard_snapshot(self.row.id).await {
+            tracing::warn!(instance = %self.row.id, %error, "its snapshot could not be removed");
+        }
+    }
+
+    /// Notes durably that an act begins.
+    pub(super) async fn begin(&mut self, intent: Intent) -> Result<(), ActError> {
+        self.row.intent = Some(intent);
+        self.save(Vec::new()).await.inspect_err(|_| self.row.intent = None)
+    }
+
+    /// Ends an act: the new state, what is said about it, and no intent any more.
+    ///
+    /// The table decides; that it has the change was asked before the act began, so a refusal here is a defect, which is
+    /// logged and leaves the state as it was.
+    pub(super) async fn settle(&mut self, operation: Operation, audit: Audit) {
+        match self.row.state.after(operation) {
+            Ok(state) => {
+                self.row.state = state;
+                self.row.since = now_secs();
+            }
+            Err(refused) => {
+                tracing::error!(instance = %self.row.id, %refused, "an act ended outside of the table")
+            }
+        }
+        self.row.intent = None;
+        if let Err(error) = self.save(vec![audit]).await {
+            tracing::error!(instance = %self.row.id, %error, "the new state could not be stored");
+        }
+    }
+
+    /// Commits the row and what is said about it, in one transaction.
+    pub(super) async fn save(&mut self, audits: Vec<Audit>) -> Result<(), ActError> {
+        let row = self.row.clone();
+        let tenant = self.tenant.id.clone();
+        self.agent
+            .store
+            .write(move |tx| {
+                row.save(tx)?;
+                audits.iter().try_for_each(|audit| audit.append(tx, &tenant))
+            })
+            .await
+            .map_err(failed)?;
+        self.show();
+        Ok(())
+    }
+
+    /// Shows others the row as it is.
+    pub(super) fn show(&self) {
+        self.view.send_replace(View { row: self.row.clone(), act: self.row.intent });
+    }
+
+    async fn destroy(&mut self) -> Result<(), ActError> {
+        self.begin(Intent::Destroy).await?;
+        self.session = None;
+        self.admission = None;
+        self.agent.discard_vmm(&self.row).await;
+        self.agent.hands.remove_machine(self.row.id).await.map_err(failed)?;
+        let (id, tenant) = (self.row.id, self.tenant.id.clone());
+        let audit = Audit::new(self.row.address(), "InstanceDestroyed", "with its disk and its snapshot");
+        self.agent
+            .store
+            .write(move |tx| {
+                remove_instance(tx, id)?;
+                audit.append(tx, &tenant)
+            })
+            .await
+            .map_err(failed)?;
+        self.row.state = InstanceState::Destroyed;
+        self.row.intent = None;
+        self.show();
+        Ok(())
+    }
+
+    /// Takes it where its goal says, once: where new instances begin.
+    pub(super) async fn pursue_goal(&mut self) {
+        let Some(goal) = self.row.goal else { return };
+        if self.bring_up(Asker::Policy).await.is_err() {
+            return;
+        }
+        if goal == Goal::Sleeping
+            && let Err(error) = self.sleep(Asker::Policy).await
+        {
+            tracing::warn!(instance = %self.row.id, %error, "it could not be put to sleep where it begins");
+        }
+    }
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, ActError>) {
+    // Whoever asked may have gone; what was done stays done.
+    let _ = reply.send(result);
+}
+
+/// An act's failure in words.
+pub(super) fn failed(error: impl std::fmt::Display) -> ActError {
+    ActError::Failed(error.to_string())
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,166 @@
+//! Published ports: the agent listens on the host and connects from inside the tenant's namespace. A connection makes
+//! its machine run, and keeps it awake while it lasts.
+
+use std::collections::HashMap;
+use std::net::SocketAddrV4;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mvm_model::manifest::Publish;
+use mvm_model::{InstanceSelector, Role, TenantId};
+use mvm_protocol::proxy;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::agent::Agent;
+use crate::hostbound::choose;
+use crate::store::TenantRow;
+
+/// A port of the host is taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{bind} cannot be published: {why}")]
+pub struct PortTaken {
+    bind: SocketAddrV4,
+    why: String,
+}
+
+/// The listeners of published ports.
+#[derive(Debug, Default)]
+pub struct Publishing {
+    listeners: Mutex<HashMap<SocketAddrV4, Listener>>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    tenant: TenantId,
+    publish: Publish,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A port that was bound and does not lead anywhere yet.
+#[derive(Debug)]
+pub struct Bound {
+    publish: Publish,
+    listener: std::net::TcpListener,
+}
+
+/// Where a published port listens.
+pub fn address(publish: &Publish) -> SocketAddrV4 {
+    SocketAddrV4::new(publish.bind, publish.port)
+}
+
+impl Publishing {
+    /// Takes a port, so that nobody else can until it is opened; `None` if the tenant has it already, to the same end.
+    ///
+    /// # Errors
+    /// [`PortTaken`], naming the owner where it is a tenant.
+    pub fn bind(&self, tenant: &TenantId, publish: &Publish) -> Result<Option<Bound>, PortTaken> {
+        let bind = address(publish);
+        {
+            let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            match listeners.get(&bind) {
+                Some(listener) if listener.tenant == *tenant => return Ok(None),
+                Some(listener) => {
+                    return Err(PortTaken { bind, why: format!("tenant {} has it", listener.tenant) });
+                }
+                None => {}
+            }
+        }
+        let listener = std::net::TcpListener::bind(bind)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|error| PortTaken { bind, why: describe(&error) })?;
+        Ok(Some(Bound { publish: publish.clone(), listener }))
+    }
+
+    /// Lets a bound port lead to its machines.
+    pub fn open(&self, agent: &Arc<Agent>, tenant: &TenantRow, bound: Bound) {
+        let Bound { publish, listener } = bound;
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(port = publish.port, %error, "a published port could not be opened");
+                return;
+            }
+        };
+        let task = tokio::spawn(listen(Arc::clone(agent), tenant.clone(), publish.clone(), listener));
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.insert(
+            address(&publish),
+            Listener { tenant: tenant.id.clone(), publish, _task: AbortOnDropHandle::new(task) },
+        );
+    }
+
+    /// Opens every port of a tenant that is not open; gives those that somebody else took meanwhile.
+    pub fn open_all(&self, agent: &Arc<Agent>, tenant: &TenantRow) -> Vec<PortTaken> {
+        let mut taken = Vec::new();
+        for publish in &tenant.publish {
+            match self.bind(&tenant.id, publish) {
+                Ok(Some(bound)) => self.open(agent, tenant, bound),
+                Ok(None) => {}
+                Err(error) => taken.push(error),
+            }
+        }
+        taken
+    }
+
+    /// Closes the ports of a tenant that are not wanted any more, or lead elsewhere now.
+    pub fn keep_only(&self, tenant: &TenantId, wanted: &[Publish]) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.retain(|_, listener| listener.tenant != *tenant || wanted.contains(&listener.publish));
+    }
+}
+
+fn describe(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "another process listens there; `ss -ltnp` names it".to_owned(),
+        std::io::ErrorKind::AddrNotAvailable => "no interface of this host has that address".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+async fn listen(agent: Arc<Agent>, tenant: TenantRow, publish: Publish, listener: TcpListener) {
+    loop {
+        let (client, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: that passes.
+                tracing::warn!(port = publish.port, %error, "a connection could not be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (agent, tenant, publish) = (Arc::clone(&agent), tenant.clone(), publish.clone());
+        tokio::spawn(async move {
+            let std::net::SocketAddr::V4(peer) = peer else { return };
+            if let Err(error) = carry(&agent, &tenant, &publish, client, peer).await {
+                tracing::info!(tenant = %tenant.id, port = publish.port, %peer, %error, "a connection failed");
+            }
+        });
+    }
+}
+
+/// Carries one connection to its machine. One that cannot be carried is closed.
+async fn carry(
+    agent: &Agent,
+    tenant: &TenantRow,
+    publish: &Publish,
+    mut client: TcpStream,
+    peer: SocketAddrV4,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let role = agent.pool(&tenant.id, &publish.pool).await?.spec.role;
+    let machine = choose(agent, &tenant.id, &publish.pool, &InstanceSelector::Any).await?;
+    let _lease = machine.hold().await?;
+    let target = SocketAddrV4::new(machine.ip, publish.target_port);
+    let mut inside = agent.hands.connect(agent.network_of(tenant), target).await?;
+    if role == Role::Gateway {
+        let destination = match client.local_addr()? {
+            std::net::SocketAddr::V4(local) => local,
+            std::net::SocketAddr::V6(_) => address(publish),
+        };
+        inside.write_all(&proxy::encode(peer, destination)).await?;
+    }
+    client.set_nodelay(true)?;
+    inside.set_nodelay(true)?;
+    tokio::io::copy_bidirectional(&mut client, &mut inside).await?;
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! From a configuration to a running agent, and its orderly end.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mvm_host::{Host, HostConfig, HostError};
+use tokio::net::UnixListener;
+
+use crate::agent::{Agent, Config};
+use crate::seal::{Key, SealError};
+use crate::store::{self, Store, StoreError, TenantRow};
+use crate::{api, destroy};
+
+/// Why an agent did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A folder or file of its own.
+    #[error("{path}: {source}", path = .path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// Another agent has this data folder.
+    #[error("another agent serves {path}; `mvm agent status` shows it, `mvm agent stop` ends it", path = .0.display())]
+    Taken(PathBuf),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The node's key.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The host is not able to run machines.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// Runs an agent until it is told to stop: by `mvm agent stop`, SIGTERM or SIGINT. Machines go on running.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn serve(config: Config) -> Result<(), ServeError> {
+    let _lock = prepare(&config)?;
+    let store = Store::open(&config.data_dir.join("mvm.db"))?;
+    let node_key = Key::of_node(&config.data_dir.join("node.key"))?;
+    let host = HostConfig { data_dir: config.data_dir.clone(), run_dir: config.run_dir.clone() };
+    let (hands, mut ended) = Host::open(host).await?;
+    let boot_id = mvm_host::boot_id()?;
+    let agent = Arc::new(Agent::new(config, store, hands, boot_id, node_key));
+    let listener = listen(&agent.config.socket)?;
+    recover(&agent).await?;
+    let telling = {
+        let agent = Arc::clone(&agent);
+        tokio::spawn(async move {
+            while let Some(event) = ended.recv().await {
+                if let Some(machine) = agent.machine(event.instance) {
+                    machine.ended(event);
+                }
+            }
+        })
+    };
+    let stop = agent.stopping.clone();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    tracing::info!(socket = %agent.config.socket.display(), "serving");
+    let served = api::serve(Arc::clone(&agent), listener, stop).await;
+    telling.abort();
+    // The next agent makes its own; a socket left behind would look like one that hangs.
+    let _ = std::fs::remove_file(&agent.config.socket);
+    served.map_err(|source| ServeError::Path { path: agent.config.socket.clone(), source })
+}
+
+/// Makes the folders and takes the data folder for this agent alone; the lock lives as long as what is returned.
+fn prepare(config: &Config) -> Result<std::fs::File, ServeError> {
+    for folder in [&config.data_dir, &config.run_dir] {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(folder);
+        made.map_err(|source| ServeError::Path { path: folder.clone(), source })?;
+    }
+    let path = config.data_dir.join("agent.lock");
+    let wrong = |source| ServeError::Path { path: path.clone(), source };
+    let lock = std::fs::File::create(&path).map_err(wrong)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::Taken(config.data_dir.clone())),
+        Err(std::fs::TryLockError::Error(source)) => Err(wrong(source)),
+    }
+}
+
+/// Access to the socket equals root over mvm's machines: root and group `mvm` only.
+fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
+    let wrong = |source| ServeError::Path { path: socket.to_owned(), source };
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(wrong(error)),
+        _ => {}
+    }
+    // Nobody else may connect in the moment before the mode is set.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(socket);
+    rustix::process::umask(before);
+    let listener = listener.map_err(wrong)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660)).map_err(wrong)?;
+    if let Some(group) = mvm_host::group_id("mvm") {
+        std::os::unix::fs::chown(socket, None, Some(group)).map_err(wrong)?;
+    }
+    Ok(listener)
+}
+
+/// Compares what was written with what is there: tenants' networks and ports, then every machine, gateways first.
+async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
+    let (tenants, instances, pools) = agent
+        .store
+        .read(|tx| Ok((store::tenants(tx)?, store::instances(tx, None, None)?, store::pools(tx, None)?)))
+        .await?;
+    let known = instances.iter().map(|row| (row.id, row.process.clone())).collect();
+    agent.hands.remove_strays(known, tenants.iter().map(|tenant| tenant.net_id).collect()).await?;
+    for tenant in &tenants {
+        agent.hands.ensure_network(agent.network_of(tenant)).await?;
+    }
+    let priority = |row: &store::InstanceRow| {
+        let pool = pools.iter().find(|p| p.tenant == row.place.tenant && p.spec.id == row.place.pool);
+        pool.map_or(u8::MAX, |pool| pool.spec.role.priority())
+    };
+    let mut instances = instances;
+    instances.sort_by_key(priority);
+    for row in instances {
+        let Some(tenant) = tenants.iter().find(|tenant| tenant.id == row.place.tenant) else { continue };
+        let Some(ip) = tenant.subnet.machine_ip(row.place.offset) else { continue };
+        let doomed = row.intent == Some(store::Intent::Destroy);
+        let machine = agent.add_machine(tenant, row, ip);
+        if doomed {
+            let agent = Arc::clone(agent);
+            tokio::spawn(async move {
+                if let Err(error) = destroy::instance(&agent, &machine).await {
+                    tracing::error!(%error, "an instance could not be destroyed");
+                }
+            });
+        }
+    }
+    for tenant in tenants {
+        reopen(agent, tenant);
+    }
+    Ok(())
+}
+
+fn reopen(agent: &Arc<Agent>, tenant: TenantRow) {
+    if tenant.doomed {
+        let agent = Arc::clone(agent);
+        tokio::spawn(async move {
+            if let Err(error) = destroy::tenant(&agent, &tenant.id).await {
+                tracing::error!(%error, tenant = %tenant.id, "a tenant could not be destroyed");
+            }
+        });
+        return;
+    }
+    for taken in agent.publishing.open_all(agent, &tenant) {
+        tracing::error!(%taken, tenant = %tenant.id, "a published port is gone");
+    }
+}
+
+async fn stop_on_signal(stop: tokio_util::sync::CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be handled; `mvm agent stop` still works");
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    stop.cancel();
+}

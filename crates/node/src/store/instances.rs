@@ -1,0 +1,219 @@
+//! Instances: the only rows with runtime state.
+
+use mvm_host::{ProcessIdentity, SnapshotInfo};
+use mvm_model::{InstanceId, InstanceState, PoolId, Resources, TenantId};
+use mvm_protocol::api::StartReport;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+
+use super::{Sql, from_json, from_text, now_secs, to_json};
+
+/// One instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceRow {
+    /// Its id.
+    pub id: InstanceId,
+    /// Where it belongs.
+    pub place: Place,
+    /// Its state.
+    pub state: InstanceState,
+    /// In this state since, in seconds since 1970.
+    pub since: u64,
+    /// What it becomes without anyone asking again.
+    pub goal: Option<Goal>,
+    /// Raised at every start and wake.
+    pub generation: u64,
+    /// Raised before every launch.
+    pub disk_epoch: u64,
+    /// Why it is in its state.
+    pub reason: Option<String>,
+    /// What its VMM was launched with.
+    pub launched: Option<Recorded>,
+    /// Its VMM, while there is one.
+    pub process: Option<ProcessIdentity>,
+    /// Its snapshot, while there is one that was not consumed.
+    pub snapshot: Option<SnapshotInfo>,
+    /// How it last came to run.
+    pub last_start: Option<StartReport>,
+    /// The act that was begun and not finished.
+    pub intent: Option<Intent>,
+}
+
+/// What never changes about an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its pool.
+    pub pool: PoolId,
+    /// Offset of its address in the tenant's subnet.
+    pub offset: u16,
+    /// Uid of its VMM.
+    pub uid: u32,
+    /// Its machine-id: 32 hex digits.
+    pub machine_id: String,
+}
+
+/// What a VMM was launched with: a wake must match it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Revision of its image.
+    pub revision: String,
+    /// vCPUs, memory, disk.
+    pub resources: Resources,
+}
+
+/// Where an instance goes by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Goal {
+    /// New instances that begin running, and restarts.
+    Running,
+    /// New instances that begin asleep: started once, then put to sleep.
+    Sleeping,
+}
+
+/// An act that was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Intent {
+    /// Towards running by a cold boot.
+    Start,
+    /// Towards running from its snapshot.
+    Wake,
+    /// Towards sleeping.
+    Sleep,
+    /// Towards stopped.
+    Stop,
+    /// Towards nothing.
+    Destroy,
+}
+
+/// An instance to be.
+#[derive(Debug, Clone)]
+pub struct NewInstance {
+    /// Its id.
+    pub id: InstanceId,
+    /// Where it belongs.
+    pub place: Place,
+    /// How it begins.
+    pub goal: Option<Goal>,
+}
+
+impl NewInstance {
+    /// Makes the row, in state `ready`: its pool has a revision.
+    pub fn insert(&self, tx: &Transaction<'_>) -> Sql<()> {
+        let Place { tenant, pool, offset, uid, machine_id } = &self.place;
+        tx.execute(
+            "INSERT INTO instances (id, tenant, pool, offset, uid, machine_id, state, since, goal)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            params![
+                self.id.get(),
+                tenant.as_str(),
+                pool.as_str(),
+                offset,
+                uid,
+                machine_id,
+                InstanceState::Ready.as_str(),
+                now_secs(),
+                self.goal.as_ref().map(to_json).transpose()?,
+            ],
+        )?;
+        Ok(())
+    }
+}
+
+impl InstanceRow {
+    fn read(row: &Row<'_>) -> Sql<Self> {
+        Ok(Self {
+            id: InstanceId::new(row.get("id")?),
+            place: Place {
+                tenant: from_text(row, "tenant")?,
+                pool: from_text(row, "pool")?,
+                offset: row.get("offset")?,
+                uid: row.get("uid")?,
+                machine_id: row.get("machine_id")?,
+            },
+            state: from_text(row, "state")?,
+            since: row.get("since")?,
+            goal: optional_json(row, "goal")?,
+            generation: row.get("generation")?,
+            disk_epoch: row.get("disk_epoch")?,
+            reason: row.get("reason")?,
+            launched: optional_json(row, "launched")?,
+            process: optional_json(row, "process")?,
+            snapshot: optional_json(row, "snapshot")?,
+            last_start: optional_json(row, "last_start")?,
+            intent: optional_json(row, "intent")?,
+        })
+    }
+
+    /// Writes what changes about it.
+    pub fn save(&self, tx: &Transaction<'_>) -> Sql<()> {
+        tx.prepare_cached(
+            "UPDATE instances SET state = ?2, since = ?3, goal = ?4, generation = ?5, disk_epoch = ?6, reason = ?7,
+             launched = ?8, process = ?9, snapshot = ?10, last_start = ?11, intent = ?12 WHERE id = ?1",
+        )?
+        .execute(params![
+            self.id.get(),
+            self.state.as_str(),
+            self.since,
+            json_column(&self.goal)?,
+            self.generation,
+            self.disk_epoch,
+            self.reason,
+            json_column(&self.launched)?,
+            json_column(&self.process)?,
+            json_column(&self.snapshot)?,
+            json_column(&self.last_start)?,
+            json_column(&self.intent)?,
+        ])?;
+        Ok(())
+    }
+
+    /// Its whole address: `alice/workers/i-0000002a`.
+    pub fn address(&self) -> String {
+        format!("{}/{}/{}", self.place.tenant, self.place.pool, self.id)
+    }
+}
+
+fn json_column<T: Serialize>(value: &Option<T>) -> Sql<Option<String>> {
+    value.as_ref().map(to_json).transpose()
+}
+
+fn optional_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> Sql<Option<T>> {
+    let present: Option<String> = row.get(column)?;
+    present.map(|_| from_json(row, column)).transpose()
+}
+
+/// One instance.
+pub fn instance(tx: &Transaction<'_>, id: InstanceId) -> Sql<Option<InstanceRow>> {
+    tx.prepare_cached("SELECT * FROM instances WHERE id = ?1")?
+        .query_row([id.get()], InstanceRow::read)
+        .optional()
+}
+
+/// The instances of a pool, of a tenant, or all of them, by id.
+pub fn instances(
+    tx: &Transaction<'_>,
+    tenant: Option<&TenantId>,
+    pool: Option<&PoolId>,
+) -> Sql<Vec<InstanceRow>> {
+    tx.prepare_cached(
+        "SELECT * FROM instances WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR pool = ?2)
+         ORDER BY tenant, pool, id",
+    )?
+    .query_map([tenant.map(TenantId::as_str), pool.map(PoolId::as_str)], InstanceRow::read)?
+    .collect()
+}
+
+/// Removes an instance; its address is free again.
+pub fn remove_instance(tx: &Transaction<'_>, id: InstanceId) -> Sql<()> {
+    tx.execute("DELETE FROM instances WHERE id = ?1", [id.get()])?;
+    Ok(())
+}
+
+/// Every uid that a VMM of this node has.
+pub fn uids(tx: &Transaction<'_>) -> Sql<std::collections::BTreeSet<u32>> {
+    tx.prepare_cached("SELECT uid FROM instances")?.query_map([], |row| row.get(0))?.collect()
+}

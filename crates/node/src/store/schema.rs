@@ -1,0 +1,99 @@
+//! The tables. A change is a further step at the end of [`migrations`], never an edit of an earlier one.
+
+use rusqlite_migration::{M, Migrations};
+
+/// Every step from an empty file to this version.
+pub fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(FIRST_LIGHT)])
+}
+
+const FIRST_LIGHT: &str = "
+CREATE TABLE host (
+    -- The boot of the host that the rows of running machines speak of.
+    boot_id TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE tenants (
+    id TEXT PRIMARY KEY,
+    net_id INTEGER NOT NULL UNIQUE,
+    subnet TEXT NOT NULL UNIQUE,
+    uplink TEXT NOT NULL UNIQUE,
+    quotas TEXT NOT NULL,
+    routes TEXT NOT NULL,
+    publish TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    -- Being destroyed: finished when the agent starts again.
+    doomed INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE TABLE pools (
+    tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+    id TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    revision TEXT NOT NULL,
+    PRIMARY KEY (tenant, id)
+) STRICT;
+
+CREATE TABLE instances (
+    id INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    -- Offset of its address in the tenant's subnet; held from create to destroy.
+    offset INTEGER NOT NULL,
+    -- Uid of its VMM; unique on the node.
+    uid INTEGER NOT NULL UNIQUE,
+    machine_id TEXT NOT NULL,
+    state TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    -- What it is to become without anyone asking again: where new ones begin, what a policy wants.
+    goal TEXT,
+    -- Stopped by a person: messages do not start it.
+    generation INTEGER NOT NULL DEFAULT 0,
+    -- Raised before every launch: a snapshot of an older epoch fits no more.
+    disk_epoch INTEGER NOT NULL DEFAULT 0,
+    reason TEXT,
+    -- What its VMM was launched with: revision, resources. Kept for the wake that must match it.
+    launched TEXT,
+    -- Its VMM's process, while there is one.
+    process TEXT,
+    -- Its snapshot, while there is one that was not consumed.
+    snapshot TEXT,
+    last_start TEXT,
+    -- The act that was begun and not finished.
+    intent TEXT,
+    FOREIGN KEY (tenant, pool) REFERENCES pools (tenant, id) ON DELETE CASCADE,
+    UNIQUE (tenant, offset)
+) STRICT;
+
+CREATE TABLE secrets (
+    tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+    scope TEXT NOT NULL,
+    key TEXT NOT NULL,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (tenant, scope, key)
+) STRICT;
+
+CREATE TABLE tenant_keys (
+    tenant TEXT PRIMARY KEY REFERENCES tenants (id) ON DELETE CASCADE,
+    wrapped BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE audit (
+    tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+    seq INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    subject TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    hash TEXT NOT NULL,
+    PRIMARY KEY (tenant, seq)
+) STRICT;
+";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_steps_are_sound() {
+        super::migrations().validate().unwrap();
+    }
+}

@@ -1,0 +1,53 @@
+//! Sealed secrets and wrapped keys: this module sees no value in clear.
+
+use mvm_model::TenantId;
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::Sql;
+
+/// A sealed secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedRow {
+    /// As in `/run/secrets/<scope>/<KEY>`.
+    pub scope: String,
+    /// As in `/run/secrets/<scope>/<KEY>`.
+    pub key: String,
+    /// Its sealed value.
+    pub sealed: Vec<u8>,
+}
+
+/// Replaces all of a tenant's secrets.
+pub fn replace_secrets(tx: &Transaction<'_>, tenant: &TenantId, secrets: &[SealedRow]) -> Sql<()> {
+    tx.execute("DELETE FROM secrets WHERE tenant = ?1", [tenant.as_str()])?;
+    for row in secrets {
+        tx.execute(
+            "INSERT INTO secrets (tenant, scope, key, sealed) VALUES (?1, ?2, ?3, ?4)",
+            params![tenant.as_str(), row.scope, row.key, row.sealed],
+        )?;
+    }
+    Ok(())
+}
+
+/// A tenant's secrets, sealed.
+pub fn secrets(tx: &Transaction<'_>, tenant: &TenantId) -> Sql<Vec<SealedRow>> {
+    tx.prepare_cached("SELECT scope, key, sealed FROM secrets WHERE tenant = ?1 ORDER BY scope, key")?
+        .query_map([tenant.as_str()], |row| {
+            Ok(SealedRow { scope: row.get(0)?, key: row.get(1)?, sealed: row.get(2)? })
+        })?
+        .collect()
+}
+
+/// A tenant's wrapped data key.
+pub fn tenant_key(tx: &Transaction<'_>, tenant: &TenantId) -> Sql<Option<Vec<u8>>> {
+    tx.query_row("SELECT wrapped FROM tenant_keys WHERE tenant = ?1", [tenant.as_str()], |row| row.get(0))
+        .optional()
+}
+
+/// Keeps a tenant's wrapped data key.
+pub fn save_tenant_key(tx: &Transaction<'_>, tenant: &TenantId, wrapped: &[u8]) -> Sql<()> {
+    tx.execute(
+        "INSERT INTO tenant_keys (tenant, wrapped) VALUES (?1, ?2)",
+        params![tenant.as_str(), wrapped],
+    )?;
+    Ok(())
+}
