@@ -1,0 +1,177 @@
+//! `mvm instance`
+
+use clap::{Args, Subcommand};
+use mvm_protocol::api::{Act, ActDone, Destroyed, InstanceInfo, InstanceSummary, StartReport};
+
+use crate::address::{InstanceAddress, Owner};
+use crate::client::query_value;
+use crate::clock;
+use crate::confirm::{self, Confirmation};
+use crate::connection::Connection;
+use crate::exec::Exec;
+use crate::failure::Failure;
+use crate::output::{self, Output, properties, table};
+use crate::pool;
+use crate::tenant::destroyed_lines;
+use crate::view;
+
+/// Commands about instances.
+#[derive(Debug, Subcommand)]
+pub enum Instance {
+    /// List instances: all, a tenant's or a pool's
+    List {
+        /// Only this tenant's or pool's, as alice or alice/workers
+        owner: Option<Owner>,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show an instance: its state and why, address, image, how its last start went
+    Info(One),
+    /// Make it run: by waking it where it sleeps, else from its disk
+    Start(One),
+    /// Shut it down; memory it slept with is discarded
+    Stop(One),
+    /// Put it to sleep: its memory goes to disk, its VMM ends
+    Sleep(One),
+    /// Wake it where it sleeps
+    Wake(One),
+    Exec(Exec),
+    /// Show what its services wrote
+    Logs {
+        /// The instance, as alice/workers/i-0000002a
+        instance: InstanceAddress,
+        /// Only this service's
+        #[arg(short, long, value_name = "NAME")]
+        service: Option<String>,
+    },
+    /// Destroy it, its data disk included
+    Destroy {
+        /// The instance and how to write the result
+        #[command(flatten)]
+        one: One,
+        /// Whether to ask
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
+}
+
+/// One instance.
+#[derive(Debug, Args)]
+pub struct One {
+    /// The instance, as alice/workers/i-0000002a, alice/workers/i-00, or alice/workers if it has only one
+    instance: InstanceAddress,
+    /// How to write the result
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Instance {
+    /// Runs the command; its exit code.
+    ///
+    /// # Errors
+    /// Whatever kept it from being done.
+    pub async fn run(self, connection: &Connection) -> Result<u8, Failure> {
+        match self {
+            Instance::List { owner, output } => {
+                let query = owner.map(|owner| owner.query()).unwrap_or_default();
+                let instances: Vec<InstanceSummary> =
+                    connection.agent().await?.get(&format!("/v1/instances{query}")).await?;
+                output.show(&instances, |instances| listing(instances))?;
+            }
+            Instance::Info(One { instance, output }) => {
+                let info: InstanceInfo = connection.agent().await?.get(&instance.path()).await?;
+                output.show(&info, details)?;
+            }
+            Instance::Start(one) => one.act(connection, Act::Start).await?,
+            Instance::Stop(one) => one.act(connection, Act::Stop).await?,
+            Instance::Sleep(one) => one.act(connection, Act::Sleep).await?,
+            Instance::Wake(one) => one.act(connection, Act::Wake).await?,
+            Instance::Exec(exec) => return exec.run(connection).await,
+            Instance::Logs { instance, service } => logs(connection, &instance, service.as_deref()).await?,
+            Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,
+        }
+        Ok(0)
+    }
+}
+
+impl One {
+    async fn act(self, connection: &Connection, act: Act) -> Result<(), Failure> {
+        let path = format!("{}/{}", self.instance.path(), act.as_str());
+        let done: ActDone = connection.agent().await?.post(&path).await?;
+        self.output.show(&done, |done| done.message.clone())
+    }
+
+    async fn destroy(self, connection: &Connection, confirmation: Confirmation) -> Result<(), Failure> {
+        let asked = confirmation.is_needed("mvm instance destroy")?;
+        let client = connection.agent().await?;
+        let mut path = self.instance.path();
+        if asked {
+            let info: InstanceInfo = client.get(&path).await?;
+            let InstanceSummary { tenant, pool, id, state, .. } = &info.summary;
+            let address = InstanceAddress::of(tenant, pool, *id);
+            let loss = format!("This destroys {address} ({state}) and its data disk.");
+            confirm::by_typing(&id.to_string(), &loss)?;
+            // What was named, whatever a prefix has come to mean meanwhile.
+            path = address.path();
+        }
+        let destroyed: Destroyed = client.delete(&path).await?;
+        self.output.show(&destroyed, destroyed_lines)
+    }
+}
+
+async fn logs(
+    connection: &Connection,
+    instance: &InstanceAddress,
+    service: Option<&str>,
+) -> Result<(), Failure> {
+    let query = service.map(|name| format!("?service={}", query_value(name))).unwrap_or_default();
+    let mut text = connection.agent().await?.text(&format!("{}/logs{query}", instance.path())).await?;
+    while let Some(piece) = text.piece().await? {
+        output::write(&piece)?;
+    }
+    Ok(())
+}
+
+fn listing(instances: &[InstanceSummary]) -> String {
+    let now = clock::now();
+    let rows = instances.iter().map(|instance| {
+        let InstanceSummary { tenant, pool, id, role, state, act, ip, since } = instance;
+        [
+            InstanceAddress::of(tenant, pool, *id).into(),
+            role.into(),
+            view::state_cell(*state, act.as_deref()),
+            ip.into(),
+            clock::age(now, *since).into(),
+        ]
+    });
+    table(["INSTANCE", "ROLE", "STATE", "IP", "SINCE"], rows, "no instances")
+}
+
+fn details(info: &InstanceInfo) -> String {
+    let InstanceSummary { tenant, pool, id, role, state, act, ip, since } = &info.summary;
+    properties([
+        ("instance", Some(InstanceAddress::of(tenant, pool, *id).to_string())),
+        ("role", Some(role.to_string())),
+        ("state", Some(view::state(*state, act.as_deref()))),
+        ("since", Some(clock::utc(*since))),
+        ("reason", info.reason.clone()),
+        ("ip", Some(ip.to_string())),
+        ("mac", Some(info.mac.to_string())),
+        ("vcpus", Some(info.vcpus.to_string())),
+        ("mem_mib", Some(info.mem_mib.to_string())),
+        ("data_disk_mib", Some(info.data_disk_mib.to_string())),
+        ("generation", Some(info.generation.to_string())),
+        ("revision", info.revision.as_deref().map(pool::short)),
+        ("last start", info.last_start.as_ref().map(last_start)),
+        ("snapshot", info.snapshot_bytes.map(view::bytes)),
+        ("holds", Some(info.holds.to_string())),
+        ("pid", info.pid.map(|pid| pid.to_string())),
+    ])
+}
+
+fn last_start(report: &StartReport) -> String {
+    let StartReport { how, why, total_ms, confirmed_ms } = report;
+    let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{how} in {total_ms} ms ({confirmed_ms} ms until it had confirmed its identity){why}")
+}

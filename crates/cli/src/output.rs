@@ -1,0 +1,118 @@
+//! What goes to standard output, as people or programs read it.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::{Args, ValueEnum};
+use comfy_table::{Cell, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// JSON, as in the agent's API
+    Json,
+    /// The same as YAML
+    Yaml,
+}
+
+/// Commands that have a result take this.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// How to write the result
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+    output: Format,
+}
+
+impl Output {
+    /// Writes a result: itself for programs, or what `people` makes of it.
+    ///
+    /// # Errors
+    /// If standard output does not take it.
+    pub fn show<T: Serialize>(self, result: &T, people: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        let unwritable = |error: String| Failure::NotDone(format!("the result cannot be written: {error}"));
+        let text = match self.output {
+            Format::Table => people(result),
+            Format::Json => serde_json::to_string_pretty(result).map_err(|e| unwritable(e.to_string()))?,
+            Format::Yaml => serde_saphyr::to_string(result).map_err(|e| unwritable(e.to_string()))?,
+        };
+        write(text.as_bytes())?;
+        if text.is_empty() || text.ends_with('\n') { Ok(()) } else { write(b"\n") }
+    }
+}
+
+/// Writes to standard output. Whoever stops reading (`… | head`) has enough.
+///
+/// # Errors
+/// If standard output does not take it.
+pub fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::io("cannot write to standard output", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A table with these headings and rows; `nothing` where there are none.
+pub fn table<const N: usize>(
+    headings: [&str; N],
+    rows: impl IntoIterator<Item = [Cell; N]>,
+    nothing: &str,
+) -> String {
+    let mut table = empty_table();
+    table.set_header(headings);
+    table.add_rows(rows);
+    if table.row_count() == 0 { nothing.to_owned() } else { text(&table) }
+}
+
+/// One thing's properties, a line each; those that are absent are left out.
+pub fn properties<const N: usize>(rows: [(&str, Option<String>); N]) -> String {
+    let mut table = empty_table();
+    let given = rows.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?]));
+    table.add_rows(given.filter(|[_, value]| !value.is_empty()));
+    text(&table)
+}
+
+fn empty_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    // Programs and files get whole lines; a terminal gets lines that fit.
+    let terminal = io::stdout().is_terminal();
+    table.set_content_arrangement(if terminal {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    });
+    table
+}
+
+/// The table's text, without the spaces around it.
+fn text(table: &Table) -> String {
+    let lines = table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_columns_without_frames() {
+        let rows = [["alice".into(), Cell::new(1)], ["b".into(), Cell::new(20)]];
+        assert_eq!(table(["TENANT", "NET"], rows, "no tenants"), "TENANT  NET\nalice   1\nb       20");
+        assert_eq!(table::<1>(["TENANT"], [], "no tenants"), "no tenants");
+    }
+
+    #[test]
+    fn absent_properties_are_left_out() {
+        let text =
+            properties([("state", Some("running".into())), ("reason", None), ("ip", Some(String::new()))]);
+        assert_eq!(text, "state  running");
+    }
+}

@@ -1,0 +1,104 @@
+//! What a manifest names outside of itself: files with secrets, folders with recipes.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use mvm_model::manifest::{Manifest, ManifestError};
+use mvm_protocol::SecretBytes;
+use mvm_protocol::api::{DeployRequest, SecretValue};
+
+/// The longest secret, in bytes: what a machine is given of secrets and configuration together.
+const MAX_SECRET: u64 = 128 << 10;
+
+/// Reads everything that the agent needs besides the manifest.
+///
+/// # Errors
+/// The first mistake, at the key of the file or folder.
+pub fn gather(manifest: &Manifest, folder: &Path) -> Result<DeployRequest, ManifestError> {
+    let mut deployment = manifest.deployment.clone();
+    for image in manifest.image_folders() {
+        let path = recipe(&folder.join(&image.folder)).map_err(|why| manifest.error_at(&image.key(), why))?;
+        deployment.pools[image.pool].image = path;
+    }
+    let mut secrets = Vec::new();
+    for source in &manifest.secrets {
+        let value =
+            secret(&folder.join(&source.file)).map_err(|why| manifest.error_at(&source.file_key(), why))?;
+        secrets.push(SecretValue { scope: source.scope.clone(), key: source.key.clone(), value });
+    }
+    Ok(DeployRequest { deployment, secrets })
+}
+
+/// The absolute path of a recipe's folder.
+fn recipe(folder: &Path) -> Result<String, String> {
+    let description = folder.join("image.toml");
+    if !description.is_file() {
+        return Err(format!("there is no recipe: {} is missing", description.display()));
+    }
+    let absolute: io::Result<PathBuf> = folder.canonicalize();
+    let absolute = absolute.map_err(|error| format!("cannot find {}: {error}", folder.display()))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| format!("{} is not UTF-8: rename it", path.display()))
+}
+
+/// A secret's value; editors end a file with a newline that does not belong to it.
+fn secret(file: &Path) -> Result<SecretBytes, String> {
+    let cannot = |error: io::Error| format!("cannot read the secret's file {}: {error}", file.display());
+    let mut bytes = Vec::new();
+    File::open(file).and_then(|open| open.take(MAX_SECRET + 2).read_to_end(&mut bytes)).map_err(cannot)?;
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+    }
+    if bytes.is_empty() {
+        return Err(format!("the secret's file {} is empty", file.display()));
+    }
+    if bytes.len() as u64 > MAX_SECRET {
+        return Err(format!("the secret's file {} is larger than {} KiB", file.display(), MAX_SECRET >> 10));
+    }
+    Ok(SecretBytes::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn one_newline_at_the_end_is_not_part_of_a_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        for (content, value) in [("a", "a"), ("a\n", "a"), ("a\n\n", "a\n"), ("\na", "\na"), (" ", " ")] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(secret(&file).unwrap().expose(), value.as_bytes());
+        }
+        for empty in ["", "\n"] {
+            fs::write(&file, empty).unwrap();
+            assert!(secret(&file).unwrap_err().contains("empty"));
+        }
+    }
+
+    #[test]
+    fn a_secret_has_a_largest_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        let mut content = vec![b'x'; 128 << 10];
+        content.push(b'\n');
+        fs::write(&file, &content).unwrap();
+        assert_eq!(secret(&file).unwrap().expose().len(), 128 << 10);
+        content.push(b'x');
+        fs::write(&file, &content).unwrap();
+        assert!(secret(&file).unwrap_err().contains("larger than 128 KiB"));
+    }
+
+    #[test]
+    fn a_recipe_is_a_folder_with_a_description() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(recipe(folder.path()).unwrap_err().contains("image.toml is missing"));
+        fs::write(folder.path().join("image.toml"), "").unwrap();
+        let path = recipe(&folder.path().join(".")).unwrap();
+        assert_eq!(Path::new(&path), folder.path().canonicalize().unwrap());
+    }
+}
