@@ -1,0 +1,74 @@
+//! The filter that is installed before QEMU installs its own.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+/// Loop devices' ioctls: `LOOP_CHANGE_FD` and `LOOP_SET_STATUS` need no privilege on a device one has
+/// open, and would replace a base for every machine that maps it.
+const LOOP_IOCTLS: u64 = 0x4c00;
+const IOCTL_TYPE: u64 = 0xff00;
+/// The bit that marks x32's system calls, whose numbers would slip past the filter.
+const X32: u32 = 0x4000_0000;
+
+/// Refuses loop devices' ioctls with EPERM and kills the process at system calls of another architecture.
+pub(super) fn install() -> Result<(), Box<dyn std::error::Error>> {
+    Ok(seccompiler::apply_filter(&program()?)?)
+}
+
+fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let loop_ioctl = SeccompRule::new(vec![SeccompCondition::new(
+        1,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(IOCTL_TYPE),
+        LOOP_IOCTLS,
+    )?])?;
+    let filter: BpfProgram = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_ioctl, vec![loop_ioctl])]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        TargetArch::x86_64,
+    )?
+    .try_into()?;
+    Ok(refuse_x32().into_iter().chain(filter).collect())
+}
+
+/// Load the call's number; kill the process if it has x32's bit. (The architecture is the same for both.)
+fn refuse_x32() -> [sock_filter; 3] {
+    let statement = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(request: u64) -> Option<i32> {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&null);
+        // SAFETY: /dev/null knows no ioctl, and none of these takes memory.
+        let result = unsafe { libc::ioctl(descriptor, request, 0) };
+        (result != 0).then(|| std::io::Error::last_os_error().raw_os_error()).flatten()
+    }
+
+    #[test]
+    fn loop_devices_ioctls_are_refused_and_others_are_not() {
+        let (change_fd, set_status, other) = (0x4c06, 0x4c02, 0x5401);
+        assert_eq!(error_of(change_fd), Some(libc::ENOTTY), "so it is without the filter");
+        // A filter is its thread's own.
+        let filtered = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            install().unwrap();
+            [change_fd, set_status, 0xffff_ffff_0000_4c06, other].map(error_of)
+        });
+        let refused = Some(libc::EPERM);
+        assert_eq!(filtered.join().unwrap(), [refused, refused, refused, Some(libc::ENOTTY)]);
+    }
+}

@@ -1,0 +1,116 @@
+//! The engine QEMU: any machine, with KVM where it works, in emulation where not.
+
+mod arguments;
+mod detect;
+mod machine;
+mod start;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use async_trait::async_trait;
+
+pub use detect::Detection;
+
+use crate::accel::{Accel, AccelProbe};
+use crate::cgroup::Cgroup;
+use crate::engine::{Engine, Machine, MachineSpec, Start};
+use crate::error::{Doing, Error, Result, blocking};
+use crate::launch::Launcher;
+use crate::process::ProcessIdentity;
+use crate::shape::{Device, EngineVersion, Shape};
+
+/// Runs machines with the QEMU that was detected.
+#[derive(Debug, Clone)]
+pub struct QemuEngine {
+    detection: Detection,
+    accel: Accel,
+    launcher: Launcher,
+}
+
+impl QemuEngine {
+    /// The engine from what was found out about the host.
+    pub fn new(detection: Detection, probe: &AccelProbe, launcher: Launcher) -> Self {
+        Self { detection, accel: probe.accel, launcher }
+    }
+
+    /// What was found out about QEMU.
+    pub fn detection(&self) -> &Detection {
+        &self.detection
+    }
+
+    /// How guests run.
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
+}
+
+#[async_trait]
+impl Engine for QemuEngine {
+    fn shape(&self, spec: &MachineSpec) -> Result<Shape> {
+        let disk = |path: &Path| {
+            let bytes = std::fs::metadata(path).doing(|| format!("examine {}", path.display()))?.len();
+            Ok::<_, Error>(Device { kind: arguments::DISK.into(), bytes: Some(bytes) })
+        };
+        let other = |kind: &str| Device { kind: kind.into(), bytes: None };
+        Ok(Shape {
+            engine: EngineVersion {
+                name: "qemu".into(),
+                version: self.detection.version.clone(),
+                sha256: self.detection.sha256.clone(),
+            },
+            accelerator: self.accel,
+            host_cpu: self.detection.host_cpu.clone(),
+            guest_cpu: arguments::guest_cpu(self.accel).into(),
+            tsc_khz: self.detection.tsc_khz,
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            devices: vec![
+                disk(&spec.rootfs)?,
+                disk(&spec.data)?,
+                other(arguments::NETWORK),
+                other(arguments::SERIAL),
+            ],
+        })
+    }
+
+    async fn launch(
+        &self,
+        spec: &MachineSpec,
+        tap: Option<OwnedFd>,
+        start: Start,
+    ) -> Result<Box<dyn Machine>> {
+        Ok(Box::new(start::launch(self, spec, tap, start).await?))
+    }
+
+    fn find(&self, spec: &MachineSpec) -> Result<Option<ProcessIdentity>> {
+        ProcessIdentity::recorded(&spec.run_dir.join(start::IDENTITY))
+    }
+
+    async fn reattach(&self, spec: &MachineSpec, identity: &ProcessIdentity) -> Result<Box<dyn Machine>> {
+        let process = identity.open()?.ok_or(Error::Gone { pid: identity.pid })?;
+        let data = open_data(spec)?;
+        let cgroup = Cgroup::existing(&spec.name)?;
+        // The earlier agent may have died before it had.
+        let (joining, pid) = (cgroup.clone(), identity.pid);
+        blocking(move || joining.join(pid)).await?;
+        let parts = machine::Parts { identity: identity.clone(), process, data, cgroup };
+        Ok(Box::new(machine::QemuMachine::attach(parts, spec, self.shape(spec)?).await?))
+    }
+
+    fn clear(&self, spec: &MachineSpec) -> Result<()> {
+        for file in [start::MONITOR, start::CONTROL, start::IDENTITY] {
+            // What is not there needs no removal.
+            let _ = std::fs::remove_file(spec.run_dir.join(file));
+        }
+        Cgroup::existing(&spec.name)?.remove();
+        Ok(())
+    }
+}
+
+/// The agent's own descriptor of the data disk: what it flushes is what the VMM wrote.
+fn open_data(spec: &MachineSpec) -> Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).open(&spec.data).doing(|| format!("open {}", spec.data.display()))
+}
