@@ -1,0 +1,84 @@
+//! The agent: answers the host over the control channel and keeps the services running.
+
+mod channel;
+mod exec;
+mod host_socket;
+mod limits;
+mod port;
+mod requests;
+mod session;
+
+pub use host_socket::HostLink;
+pub use limits::StreamLimit;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use crate::console::say;
+use crate::error::{Doing as _, Result};
+use crate::machine::Machine;
+
+/// How long services may take to end where nobody says so.
+const DEFAULT_GRACE: Duration = Duration::from_secs(15);
+/// How long the host may take to receive what was answered before the end.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// Runs until the machine is to be switched off.
+pub fn run() -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().doing("starting the runtime")?;
+    runtime.block_on(run_until_shutdown())
+}
+
+async fn run_until_shutdown() -> Result<()> {
+    let (machine, mut shutdown) = Machine::new();
+    let machine = Arc::new(machine);
+    let mut children = signal(SignalKind::child()).doing("watching for ended processes")?;
+    let mut terminate = signal(SignalKind::terminate()).doing("watching for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).doing("watching for SIGINT")?;
+    if let Err(failure) = host_socket::start(&machine) {
+        say(failure);
+    }
+    let port = port::open()?;
+    let (mut sessions, outbox) = port::start(port)?;
+    let mut current: Option<JoinHandle<()>> = None;
+    let grace = loop {
+        tokio::select! {
+            Some(channel) = sessions.recv() => {
+                if let Some(earlier) = current.take() {
+                    earlier.abort();
+                }
+                current = Some(tokio::spawn(session::serve(channel, Arc::clone(&machine))));
+            }
+            Some(()) = children.recv() => machine.children.reap(),
+            Some(grace) = shutdown.recv() => break grace,
+            () = either(&mut terminate, &mut interrupt) => break DEFAULT_GRACE,
+        }
+    };
+    stop(&machine, &mut children, grace).await;
+    outbox.drained(LAST_WORDS).await;
+    Ok(())
+}
+
+/// The first of two signals.
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}
+
+/// Ends the services while their ends are still reaped.
+async fn stop(machine: &Arc<Machine>, children: &mut Signal, grace: Duration) {
+    let stopping = machine.stop(grace);
+    tokio::pin!(stopping);
+    loop {
+        tokio::select! {
+            () = &mut stopping => break,
+            Some(()) = children.recv() => machine.children.reap(),
+        }
+    }
+}

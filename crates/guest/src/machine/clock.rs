@@ -1,0 +1,62 @@
+//! The wall clock.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mvm_protocol::control::Clock;
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::error::{Doing as _, Result};
+
+const NANOS: u64 = 1_000_000_000;
+
+/// Sets the clock at once.
+///
+/// # Errors
+/// A time that the kernel does not take.
+pub fn step(clock: Clock) -> Result<()> {
+    let seconds = i64::try_from(clock.unix_nanos / NANOS).map_err(std::io::Error::other);
+    let nanos = i64::try_from(clock.unix_nanos % NANOS).map_err(std::io::Error::other);
+    let time = Timespec {
+        tv_sec: seconds.doing("setting the clock")?,
+        tv_nsec: nanos.doing("setting the clock")? as _,
+    };
+    clock_settime(ClockId::Realtime, time).doing("setting the clock")
+}
+
+/// Sets the clock slowly, and says how far ahead it was, in microseconds.
+///
+/// # Errors
+/// The kernel's.
+pub fn slew(clock: Clock) -> Result<i64> {
+    let offset = micros_ahead(now_nanos(), clock.unix_nanos);
+    crate::sys::slew_clock(offset.saturating_neg()).doing("adjusting the clock")?;
+    Ok(offset)
+}
+
+/// How far `own` is ahead of `host`, both in nanoseconds, in microseconds.
+fn micros_ahead(own: u64, host: u64) -> i64 {
+    let nanos = i128::from(own) - i128::from(host);
+    i64::try_from(nanos / 1000).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
+}
+
+fn now_nanos() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What the clock says, in seconds since 1970.
+pub fn now_seconds() -> u64 {
+    now_nanos() / NANOS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_have_a_sign_and_do_not_overflow() {
+        assert_eq!(micros_ahead(5_000, 2_000), 3);
+        assert_eq!(micros_ahead(2_000, 5_000), -3);
+        assert_eq!(micros_ahead(0, u64::MAX), -18_446_744_073_709_551);
+    }
+}

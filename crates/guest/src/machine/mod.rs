@@ -1,0 +1,230 @@
+//! The machine: who it is, what it was given, what it runs.
+
+pub mod clock;
+pub mod data;
+mod drives;
+mod identity;
+mod network;
+pub mod places;
+pub mod secrets;
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mvm_model::service::{SERVICES_PATH, ServicesFile};
+use mvm_model::{InstanceId, Role};
+use mvm_protocol::SecretBytes;
+use mvm_protocol::control::{
+    Clock, ConfigFiles, Generation, GuestReply, Identity, MachineConfig, SecretFiles, WorkerStatus,
+};
+use tokio::sync::mpsc;
+
+use crate::agent::{HostLink, StreamLimit};
+use crate::console::say;
+use crate::error::{Failure, Result};
+use crate::lock;
+use crate::services::children::Children;
+use crate::services::supervisor::Supervisor;
+
+/// Everything the agent knows about the machine that it runs in.
+#[derive(Debug)]
+pub struct Machine {
+    /// What the image says to run.
+    pub services: ServicesFile,
+    /// Every process that somebody waits for.
+    pub children: Arc<Children>,
+    /// The services.
+    pub supervisor: Supervisor,
+    /// Open streams.
+    pub streams: Arc<StreamLimit>,
+    /// The session with the host.
+    pub host: HostLink,
+    person: Mutex<Person>,
+    drives: Mutex<drives::Drives>,
+    work: Mutex<Work>,
+    shutdown: mpsc::UnboundedSender<Duration>,
+}
+
+/// What Personalize said.
+#[derive(Debug, Default)]
+struct Person {
+    generation: Generation,
+    identity: Option<Identity>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    role: Role,
+    is_ready: bool,
+    /// When services were last told to work, in seconds since 1970.
+    last_busy_at: u64,
+}
+
+impl Machine {
+    /// The machine as it is after boot. What comes out beside it are requests to switch it off, with the time that
+    /// services may take.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Duration>) {
+        let (shutdown, requested) = mpsc::unbounded_channel();
+        let children = Arc::new(Children::default());
+        let machine = Self {
+            services: read_services(),
+            supervisor: Supervisor::new(Arc::clone(&children)),
+            children,
+            streams: Arc::default(),
+            host: HostLink::default(),
+            person: Mutex::default(),
+            drives: Mutex::default(),
+            work: Mutex::default(),
+            shutdown,
+        };
+        (machine, requested)
+    }
+
+    /// The last generation, and who the machine is.
+    pub fn who(&self) -> (Generation, Option<InstanceId>) {
+        let person = lock(&self.person);
+        (person.generation, person.identity.as_ref().map(|identity| identity.instance_id))
+    }
+
+    /// Becomes a machine, or the same one at another time. May block.
+    ///
+    /// # Errors
+    /// A generation that is not higher, an identity that does not fit, or a step that failed. The generation counts as
+    /// taken even then.
+    pub fn personalize(
+        &self,
+        generation: Generation,
+        identity: Option<Identity>,
+        clock: Clock,
+        seed: &SecretBytes,
+    ) -> Result<GuestReply> {
+        let mut person = lock(&self.person);
+        let refuse = |reason: String| Err(Failure::new("personalizing", reason));
+        if generation <= person.generation {
+            return refuse(format!("generation {generation} is not higher than {}", person.generation));
+        }
+        match (&person.identity, &identity) {
+            (None, None) => return refuse("the machine has no identity yet: send one".to_owned()),
+            (Some(old), Some(new)) if old.instance_id != new.instance_id => {
+                return refuse(format!("the machine is {} and cannot become another", old.instance_id));
+            }
+            _ => {}
+        }
+        person.generation = generation;
+        // Whatever was made of the generator before may have been made in another machine too.
+        identity::credit_seed(seed)?;
+        clock::step(clock)?;
+        let identity_applied = identity.is_some();
+        if let Some(new) = identity {
+            identity::apply(&new, person.identity.as_ref())?;
+            if new.has_data {
+                data::mount(&self.services.users)?;
+            }
+            network::apply(&new, person.identity.as_ref())?;
+            person.identity = Some(new);
+        }
+        network::forget_neighbours()?;
+        Ok(GuestReply::Personalized { generation, seed_credited: true, identity_applied })
+    }
+
+    fn require_identity(&self, doing: &str) -> Result<()> {
+        match lock(&self.person).identity {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(doing, "the machine is not personalized yet: send Personalize first")),
+        }
+    }
+
+    /// Replaces config or secrets, or both at once. May block.
+    ///
+    /// # Errors
+    /// Too much, names that are none, or no room: everything is as it was then.
+    pub fn update(&self, config: Option<ConfigFiles>, secrets: Option<SecretFiles>) -> Result<()> {
+        self.require_identity("updating config and secrets")?;
+        let role = match &config {
+            Some(files) => role_of(files)?,
+            None => None,
+        };
+        let has_config = config.is_some();
+        lock(&self.drives).replace(&self.services, config.as_ref(), secrets.as_ref())?;
+        if let Some(role) = role {
+            lock(&self.work).role = role;
+            self.streams.set_gateway(role == Role::Gateway);
+        }
+        if has_config {
+            self.supervisor.routes_changed();
+        }
+        Ok(())
+    }
+
+    /// Starts the services, or those that are down, and waits until all are ready; the inner error says which one
+    /// was not.
+    ///
+    /// # Errors
+    /// The machine is not personalized, or with another generation; a service that cannot be started at all.
+    pub async fn wake(
+        &self,
+        generation: Generation,
+        cancelled: bool,
+    ) -> Result<std::result::Result<(), String>> {
+        self.require_identity("waking")?;
+        let current = self.who().0;
+        if generation != current {
+            let reason = format!("generation {generation} was named, but the last Personalize had {current}");
+            return Err(Failure::new("waking", reason));
+        }
+        if cancelled {
+            // Nothing was stopped for the sleep, so there is nothing to start.
+            return Ok(Ok(()));
+        }
+        let role = {
+            let mut work = lock(&self.work);
+            work.last_busy_at = clock::now_seconds();
+            work.role
+        };
+        self.supervisor.start(&self.services, role == Role::Gateway)?;
+        let ready = self.supervisor.ready().await;
+        lock(&self.work).is_ready = ready.is_ok();
+        Ok(ready)
+    }
+
+    /// Whether the workload has work. It cannot say so yet, so one that is ready counts as idle.
+    pub fn worker_status(&self) -> GuestReply {
+        let work = lock(&self.work);
+        let status = if work.is_ready { WorkerStatus::Idle } else { WorkerStatus::Starting };
+        GuestReply::WorkerStatus { status, last_busy_at: work.last_busy_at }
+    }
+
+    /// Asks for the end of the machine.
+    pub fn shut_down(&self, grace: Duration) {
+        // Nobody receives once the end has begun.
+        let _ = self.shutdown.send(grace);
+    }
+
+    /// Ends services and every other process, and takes /data out of use.
+    pub async fn stop(&self, grace: Duration) {
+        self.supervisor.stop(grace).await;
+        crate::sys::signal_everyone(libc::SIGKILL);
+        if let Err(failure) = data::unmount().await {
+            say(failure);
+        }
+    }
+}
+
+/// An image without a list of services runs none.
+fn read_services() -> ServicesFile {
+    let read = fs::read(SERVICES_PATH).map_err(|error| error.to_string());
+    let parsed = read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+    parsed.unwrap_or_else(|reason| {
+        say(format_args!("{SERVICES_PATH}: {reason}; no services are started"));
+        ServicesFile::default()
+    })
+}
+
+/// The role that a config names; none where there is no `config.json`.
+fn role_of(files: &ConfigFiles) -> Result<Option<Role>> {
+    let Some(text) = files.get("config.json") else { return Ok(None) };
+    serde_json::from_str::<MachineConfig>(text)
+        .map(|config| Some(config.role))
+        .map_err(|error| Failure::new("reading config.json", error))
+}

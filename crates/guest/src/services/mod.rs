@@ -1,0 +1,10 @@
+//! What runs in the machine.
+
+pub mod account;
+mod backoff;
+pub mod children;
+mod gateway_service;
+mod log;
+mod ready;
+pub mod supervisor;
+mod unit;

@@ -1,0 +1,159 @@
+//! All services of the machine.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mvm_model::service::{Service, ServicesFile};
+use rustix::process::Signal;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::account::Account;
+use super::children::Children;
+use super::gateway_service;
+use super::log::{FILE_LIMIT, RotatingLog};
+use super::ready::Check;
+use super::unit::Unit;
+use crate::error::{Doing as _, Failure, Result};
+use crate::lock;
+use crate::machine::places;
+
+/// Starts and keeps the services.
+#[derive(Debug)]
+pub struct Supervisor {
+    children: Arc<Children>,
+    units: Mutex<Vec<(Arc<Unit>, JoinHandle<()>)>>,
+    /// Set once: how long services may take to end.
+    stop: watch::Sender<Option<Duration>>,
+}
+
+impl Supervisor {
+    /// Nothing runs yet.
+    pub fn new(children: Arc<Children>) -> Self {
+        Self { children, units: Mutex::default(), stop: watch::Sender::new(None) }
+    }
+
+    /// Starts the services in their order, or, where that was done, those that are down.
+    ///
+    /// # Errors
+    /// A service that cannot be started at all: its user is unknown, or it can have no log.
+    pub fn start(&self, services: &ServicesFile, is_gateway: bool) -> Result<()> {
+        let mut units = lock(&self.units);
+        if !units.is_empty() {
+            units.iter().for_each(|(unit, _)| unit.nudge());
+            return Ok(());
+        }
+        for (service, check) in wanted(&services.services, is_gateway) {
+            let account = Account::find(&services.users, service.user.as_deref())?;
+            let log = create_log(&service.name)?;
+            let (children, stop) = (Arc::clone(&self.children), self.stop.subscribe());
+            units.push(Unit::start(service, account, check, log, children, stop));
+        }
+        Ok(())
+    }
+
+    fn units(&self) -> Vec<Arc<Unit>> {
+        lock(&self.units).iter().map(|(unit, _)| Arc::clone(unit)).collect()
+    }
+
+    /// Waits until every service is ready.
+    ///
+    /// # Errors
+    /// The first one that was not in its time, and why.
+    pub async fn ready(&self) -> std::result::Result<(), String> {
+        let waits: Vec<_> = self
+            .units()
+            .into_iter()
+            .map(|unit| {
+                let children = Arc::clone(&self.children);
+                tokio::spawn(async move { unit.ready(&children).await })
+            })
+            .collect();
+        for wait in waits {
+            wait.await.map_err(|ended| ended.to_string())??;
+        }
+        Ok(())
+    }
+
+    /// The log of one service, or of all.
+    ///
+    /// # Errors
+    /// There is no such service.
+    pub fn logs(&self, service: Option<&str>) -> Result<Vec<u8>> {
+        let units = self.units();
+        let Some(name) = service else {
+            let each = units.iter().flat_map(|unit| {
+                let title = format!("==> {} <==\n", unit.service.name);
+                [title.into_bytes(), unit.log(), b"\n".to_vec()]
+            });
+            return Ok(each.flatten().collect());
+        };
+        let unit = units.iter().find(|unit| unit.service.name == name).ok_or_else(|| {
+            let names: Vec<_> = units.iter().map(|unit| unit.service.name.as_str()).collect();
+            let remedy = format!("no such service runs here; these do: {}", names.join(", "));
+            Failure::new(format_args!("reading the log of `{name}`"), remedy)
+        })?;
+        Ok(unit.log())
+    }
+
+    /// Tells the gateway that its routes are new.
+    pub fn routes_changed(&self) {
+        for unit in self.units().iter().filter(|unit| unit.service.name == gateway_service::NAME) {
+            unit.signal(Signal::HUP);
+        }
+    }
+
+    /// Ends every service, and returns when they have ended.
+    pub async fn stop(&self, grace: Duration) {
+        self.stop.send_replace(Some(grace));
+        let units = std::mem::take(&mut *lock(&self.units));
+        for (_, task) in units {
+            // A task that failed runs no service any more.
+            let _ = task.await;
+        }
+    }
+}
+
+/// The services of a machine, each with what makes it ready.
+fn wanted(services: &[Service], is_gateway: bool) -> Vec<(Service, Check)> {
+    let recipe = services.iter().filter(|service| !(is_gateway && service.name == gateway_service::NAME));
+    let recipe = recipe.map(|service| {
+        let check = service.ready.clone().map_or(Check::Running, Check::Recipe);
+        (service.clone(), check)
+    });
+    let gateway = is_gateway.then(|| (gateway_service::service(), Check::Gateway));
+    recipe.chain(gateway).collect()
+}
+
+fn create_log(service: &str) -> Result<RotatingLog> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(places::LOGS)
+        .doing("making the folder of logs")?;
+    let path = Path::new(places::LOGS).join(format!("{service}.log"));
+    RotatingLog::create(&path, FILE_LIMIT).doing(format_args!("making {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_has_its_service_once_whatever_the_image_says() {
+        let own = Service {
+            command: vec!["mvm-guest".to_owned(), "gateway".to_owned()],
+            ..gateway_service::service()
+        };
+        let other = Service { name: "other".to_owned(), ..gateway_service::service() };
+        let names = |services: &[Service], is_gateway| -> Vec<String> {
+            wanted(services, is_gateway).into_iter().map(|(service, _)| service.name).collect()
+        };
+        assert_eq!(names(&[own.clone(), other.clone()], true), ["other", "gateway"]);
+        assert_eq!(names(&[other.clone()], true), ["other", "gateway"]);
+        assert_eq!(names(&[own, other], false), ["gateway", "other"]);
+    }
+}
