@@ -1,0 +1,33 @@
+//! The binary under test, built once for all tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::checkout;
+
+/// The folder cargo builds into, found from where this test lies: `<target>/<profile>/deps/<test>`.
+fn profile_folder() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(|deps| deps.parent()).expect("tests lie in <target>/<profile>/deps").to_owned()
+}
+
+/// What may be kept between runs: packages and parts of images.
+pub(crate) fn cache() -> PathBuf {
+    checkout().join("target/image-cache")
+}
+
+/// `mvm`, up to date. Cargo's own lock makes tests that start together wait for one build.
+pub(crate) fn mvm() -> PathBuf {
+    let folder = profile_folder();
+    let lock = std::fs::File::create(folder.join("mvm-e2e.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(checkout()).args(["build", "--quiet", "--package", "mvm-cli"]);
+    cargo.arg("--target-dir").arg(folder.parent().unwrap());
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo runs");
+    assert!(status.success(), "mvm could not be built");
+    folder.join("mvm")
+}

@@ -1,0 +1,254 @@
+//! Whole agents with real machines, for end-to-end tests.
+//!
+//! A [`Lab`] is one agent with folders and a network namespace of its own, so that tests run beside one another, and
+//! beside whatever else this host does. It cleans up behind itself, also when a test fails; what a killed test
+//! left is removed by the next lab. Whatever cannot be done panics: there is nobody here to handle an error.
+
+#![allow(clippy::missing_panics_doc, clippy::unwrap_used, clippy::expect_used)]
+
+mod build;
+mod cleanup;
+mod http;
+mod namespace;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub use http::{Connection, Response};
+pub use namespace::Namespace;
+pub use serde_json::{Value, json};
+
+/// One agent, with everything that belongs to it.
+#[derive(Debug)]
+pub struct Lab {
+    folder: PathBuf,
+    mvm: PathBuf,
+    namespace: Namespace,
+    agent: Option<Child>,
+}
+
+impl Lab {
+    /// A lab with a running agent.
+    pub fn new() -> Self {
+        let mut lab = Self::without_agent();
+        lab.start_agent();
+        lab
+    }
+
+    /// A lab whose agent is not started yet.
+    pub fn without_agent() -> Self {
+        let mvm = build::mvm();
+        cleanup::remove_abandoned();
+        let folder = cleanup::new_folder();
+        std::fs::create_dir_all(folder.join("files")).unwrap();
+        let namespace = Namespace::new(&cleanup::name_of(&folder));
+        namespace.run("ip", &["link", "set", "lo", "up"]);
+        Self { folder, mvm, namespace, agent: None }
+    }
+
+    /// Where the agent's lasting state is.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Where the agent's passing state is.
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    /// What stands for the host: where the agent runs and publishes ports.
+    pub fn host(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// What names of this agent's namespaces, links, tables and VMMs carry.
+    pub fn tag(&self) -> String {
+        cleanup::tag_of(&self.data_dir())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.namespace.command(&self.mvm);
+        command
+            .env("MVM_DATA_DIR", self.data_dir())
+            .env("MVM_RUN_DIR", self.run_dir())
+            .env("MVM_HOST", format!("unix:{}", self.run_dir().join("agent.sock").display()))
+            .env("MVM_PACKAGE_CACHE", build::cache());
+        command
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub fn start_agent(&mut self) {
+        self.start_agent_with(&[]);
+    }
+
+    /// Starts the agent with more in its environment.
+    pub fn start_agent_with(&mut self, environment: &[(&str, &str)]) {
+        assert!(self.agent.is_none(), "the lab's agent runs already");
+        std::fs::create_dir_all(self.run_dir()).unwrap();
+        let log = std::fs::File::options().append(true).create(true).open(self.log()).unwrap();
+        let mut command = self.command();
+        command.args(["agent", "serve"]).envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.agent = Some(command.spawn().expect("the agent starts"));
+        self.wait_for("the agent answers", || self.try_mvm(&["agent", "status"]).status.success());
+    }
+
+    /// Kills the agent as a crash would.
+    pub fn kill_agent(&mut self) {
+        let mut agent = self.agent.take().expect("the agent runs");
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// Asks the agent to end, and waits for it.
+    pub fn stop_agent(&mut self) {
+        self.mvm(&["agent", "stop"]);
+        let status = self.agent.take().expect("the agent runs").wait().unwrap();
+        assert!(status.success(), "the agent ended with {status}");
+    }
+
+    /// The agent's log file.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    /// Runs a command of `mvm`, whatever comes of it.
+    pub fn try_mvm(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs a command of `mvm` that must succeed; what it printed.
+    pub fn mvm(&self, arguments: &[&str]) -> String {
+        let output = self.try_mvm(arguments);
+        assert!(
+            output.status.success(),
+            "mvm {arguments:?} failed with {}:\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command of `mvm` that must fail with a status of 1 or 2; what it said.
+    pub fn mvm_fails(&self, arguments: &[&str]) -> String {
+        let output = self.try_mvm(arguments);
+        let code = output.status.code();
+        assert!(matches!(code, Some(1 | 2)), "mvm {arguments:?} should fail, but ended with {:?}", output.status);
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Starts a command of `mvm` beside the test.
+    pub fn mvm_beside(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    /// What a command of `mvm` prints with `-o json`.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.mvm(&[arguments, &["-o", "json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("mvm {arguments:?} printed no JSON ({error}): {text}"))
+    }
+
+    /// Writes a file for the test; its path.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.join("files").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Deploys a manifest given as text.
+    pub fn deploy(&self, manifest: &str) -> String {
+        let path = self.file("deployment.toml", manifest);
+        self.mvm(&["deploy", path.to_str().unwrap()])
+    }
+
+    /// Deploys a manifest that must be refused; what was said.
+    pub fn deploy_fails(&self, manifest: &str) -> String {
+        let path = self.file("deployment.toml", manifest);
+        self.mvm_fails(&["deploy", path.to_str().unwrap()])
+    }
+
+    /// `instance info`.
+    pub fn info(&self, instance: &str) -> Value {
+        self.json(&["instance", "info", instance])
+    }
+
+    /// An instance's state.
+    pub fn state(&self, instance: &str) -> String {
+        self.info(instance)["state"].as_str().unwrap().to_owned()
+    }
+
+    /// The whole addresses of a pool's instances.
+    pub fn instances(&self, pool: &str) -> Vec<String> {
+        let (tenant, pool) = pool.split_once('/').expect("tenant/pool");
+        let list = self.json(&["instance", "list"]);
+        let of_pool = list.as_array().unwrap().iter().filter(|i| i["tenant"] == tenant && i["pool"] == pool);
+        of_pool.map(|i| format!("{tenant}/{pool}/{}", i["id"].as_str().unwrap())).collect()
+    }
+
+    /// A tenant's audit entries of one kind.
+    pub fn events(&self, tenant: &str, kind: &str) -> Vec<Value> {
+        let all = self.json(&["events", tenant]);
+        all.as_array().unwrap().iter().filter(|event| event["kind"] == kind).cloned().collect()
+    }
+
+    /// Runs a program in a machine; its standard output. It must exit 0.
+    pub fn exec(&self, instance: &str, command: &[&str]) -> String {
+        self.mvm(&[&["instance", "exec", instance, "--"], command].concat())
+    }
+
+    /// Sends a GET to a published port.
+    pub fn get(&self, port: u16, path: &str) -> Response {
+        self.connect(port).get(path)
+    }
+
+    /// Connects to a published port.
+    pub fn connect(&self, port: u16) -> Connection {
+        Connection::open(&self.namespace, port)
+    }
+
+    /// VMMs of this agent.
+    pub fn vmms(&self) -> Vec<u32> {
+        cleanup::vmms(&self.tag())
+    }
+
+    /// Waits until something holds; a minute at most.
+    #[track_caller]
+    pub fn wait_for(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !holds() {
+            assert!(begun.elapsed() < Duration::from_secs(90), "waited in vain: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            // It may have ended by itself.
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            eprintln!("--- the agent's log ---\n{log}--- end of the agent's log ---");
+        }
+        cleanup::remove(&self.folder);
+    }
+}
+
+/// The checkout's root.
+pub fn checkout() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
