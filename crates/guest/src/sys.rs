@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 // Request numbers of include/uapi/linux/{random,fs,sockios}.h.
 const RNDADDENTROPY: u32 = 0x4008_5203;
 const RNDRESEEDCRNG: u32 = 0x5207;
+const EXT4_IOC_RESIZE_FS: u32 = 0x4008_6610;
 const BLKFLSBUF: u32 = 0x1261;
 const SIOCADDRT: u32 = 0x890b;
 const SIOCSIFFLAGS: u32 = 0x8914;
@@ -59,6 +60,14 @@ pub fn credit_entropy(random: impl AsFd, seed: &[u8]) -> io::Result<()> {
 /// The kernel's.
 pub fn flush_block_device(device: impl AsFd) -> io::Result<()> {
     ioctl(device, BLKFLSBUF, std::ptr::null_mut::<c_void>())
+}
+
+/// Makes a mounted ext4 as large as so many of its blocks; does nothing where it is. linux/fs/ext4/ext4.h.
+///
+/// # Errors
+/// It has more already, or the kernel's.
+pub fn resize_ext4(mounted: &File, mut blocks: u64) -> io::Result<()> {
+    ioctl(mounted, EXT4_IOC_RESIZE_FS, &raw mut blocks)
 }
 
 /// Sets the clock straight by this many microseconds, slowly.

@@ -153,7 +153,7 @@ impl Key {
 
     /// Tells keys apart without giving them away.
     fn id(&self) -> [u8; KEY_ID] {
-        let digest = Sha256::new().chain_update(b"mvm key id").chain_update(&*self.bytes).finalize();
+        let digest = Sha256::new().chain_update(b"mvm key id").chain_update(*self.bytes).finalize();
         let mut id = [0; KEY_ID];
         id.copy_from_slice(&digest[..KEY_ID]);
         id

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mvm_protocol::Stream;
 use mvm_protocol::record::{self, Record};
@@ -18,6 +19,8 @@ use crate::services::children::{AfterLeader, Child};
 
 /// What one read takes of a program's output: as much as a pipe holds.
 const READ_SIZE: usize = 64 * 1024;
+/// How often it is looked whether the host is still there while a program does not read its input.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// A program that was started for the host.
 pub(super) struct Running {
@@ -87,8 +90,9 @@ impl Running {
                 false
             };
             tokio::select! {
-                (sent, ()) = async { tokio::join!(send, program) } => sent,
-                () = feed(&mut input, stdin) => false,
+                sent = send => sent,
+                () = async { program.await; std::future::pending().await } => false,
+                () = feed(&mut input, stdin, &records) => false,
             }
         };
         if finished {
@@ -128,13 +132,13 @@ async fn collect(
 }
 
 /// Gives the program its input. Returns when the host is gone.
-async fn feed(input: &mut ReadHalf<Stream>, stdin: pipe::Sender) {
+async fn feed(input: &mut ReadHalf<Stream>, stdin: pipe::Sender, records: &mpsc::Sender<Record>) {
     let mut stdin = Some(stdin);
     loop {
         match record::read(input).await {
             Ok(Some(Record::Stdin(bytes))) => {
                 if let Some(pipe) = &mut stdin
-                    && pipe.write_all(&bytes).await.is_err()
+                    && write_patiently(pipe, &bytes, records).await.is_err()
                 {
                     stdin = None;
                 }
@@ -143,6 +147,26 @@ async fn feed(input: &mut ReadHalf<Stream>, stdin: pipe::Sender) {
             // There is no terminal whose size could change.
             Ok(Some(Record::Resize(..))) => {}
             Ok(Some(_) | None) | Err(_) => return,
+        }
+    }
+}
+
+/// Writes to a program that may not read for long. Meanwhile nobody reads the stream and would see its end, so
+/// nothing is sent from time to time: it fails when the host is gone.
+async fn write_patiently(
+    pipe: &mut pipe::Sender,
+    bytes: &[u8],
+    records: &mpsc::Sender<Record>,
+) -> std::io::Result<()> {
+    let write = pipe.write_all(bytes);
+    tokio::pin!(write);
+    loop {
+        tokio::select! {
+            written = &mut write => return written,
+            () = tokio::time::sleep(PROBE) => {
+                // What cannot be sent ends the program elsewhere.
+                let _ = records.send(Record::Stdout(Vec::new())).await;
+            }
         }
     }
 }

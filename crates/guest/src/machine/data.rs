@@ -1,6 +1,7 @@
 //! The data disk. It is not opened before the machine knows whose it is.
 
 use std::fs::{self, File, Permissions};
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::time::Duration;
@@ -24,8 +25,16 @@ pub(super) fn mount(users: &[ServiceUser]) -> Result<()> {
         fs::create_dir_all(DATA).doing(format_args!("making {DATA}"))?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
         rustix::mount::mount(DATA_DEVICE, DATA, "ext4", flags, c"").doing(format_args!("mounting {DATA}"))?;
+        fill(device).doing(format_args!("growing {DATA}"))?;
     }
     users.iter().try_for_each(make_home)
+}
+
+/// Grows the file system to the whole disk: the host only lengthens its file, as it never reads what a machine wrote.
+fn fill(mut device: File) -> std::io::Result<()> {
+    let mounted = File::open(DATA)?;
+    let block = rustix::fs::fstatvfs(&mounted)?.f_bsize;
+    crate::sys::resize_ext4(&mounted, device.seek(SeekFrom::End(0))? / block)
 }
 
 /// Looked up and not remembered: a mount that failed halfway must not count.

@@ -153,7 +153,7 @@ mod tests {
             wanted(services, is_gateway).into_iter().map(|(service, _)| service.name).collect()
         };
         assert_eq!(names(&[own.clone(), other.clone()], true), ["other", "gateway"]);
-        assert_eq!(names(&[other.clone()], true), ["other", "gateway"]);
+        assert_eq!(names(std::slice::from_ref(&other), true), ["other", "gateway"]);
         assert_eq!(names(&[own, other], false), ["gateway", "other"]);
     }
 }

@@ -31,8 +31,7 @@ const MODULES: [&str; 12] = [
     "overlay",
 ];
 
-const APPLETS: &str =
-    "cat date dd echo grep hostname httpd id ip kill ls pidof ps sh sleep stat true wc wget";
+const APPLETS: &str = "cat date dd echo grep hostname httpd id ip kill ls pidof ps sh sleep stat true nc wc";
 
 impl Image {
     /// Makes an image with these services, or says what this computer lacks for it.
@@ -164,6 +163,7 @@ fn make_root(packages: &Path, services: &str, root: &Path, out: &Path) -> std::i
         root.join("etc/passwd"),
         "root:x:0:0::/root:/bin/sh\nweb:x:2001:2001::/data/home/web:/bin/sh\n",
     )?;
+    fs::write(root.join("etc/nsswitch.conf"), "hosts: files\nservices: files\n")?;
     fs::write(root.join("etc/machine-id"), "")?;
     symlink("../run/resolv.conf", root.join("etc/resolv.conf"))?;
     fs::write(root.join("etc/mvm/services.json"), services)?;
