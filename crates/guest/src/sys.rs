@@ -66,7 +66,7 @@ pub fn flush_block_device(device: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// It has more already, or the kernel's.
-pub fn resize_ext4(mounted: &File, mut blocks: u64) -> io::Result<()> {
+pub fn resize_ext4(mounted: impl AsFd, mut blocks: u64) -> io::Result<()> {
     ioctl(mounted, EXT4_IOC_RESIZE_FS, &raw mut blocks)
 }
 
