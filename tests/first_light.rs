@@ -7,3 +7,6 @@ mod manifest;
 
 #[path = "first_light/sleep_and_wake.rs"]
 mod sleep_and_wake;
+
+#[path = "first_light/timed.rs"]
+mod timed;
