@@ -97,6 +97,6 @@ fn images_that_there_are_not() {
     let source = ImageSource::BuiltIn("windows".to_owned());
     let error = store.build(&source, &|_| ()).unwrap_err();
     assert!(matches!(error, Error::UnknownImage { .. }));
-    assert!(error.to_string().contains("gateway, minimal, python"), "{error}");
+    assert!(error.to_string().contains("minimal, python"), "{error}");
     assert!(complaint("base = \"windows\"").contains("`windows`"));
 }
