@@ -29,7 +29,8 @@ impl Default for Echo<'_> {
 impl Echo<'_> {
     pub fn manifest(&self) -> String {
         let image = checkout().join("examples/echo/worker").canonicalize().unwrap();
-        let (image, Self { tenant, port, workers, worker_keys, gateway_keys, more }) = (image.display(), self);
+        let (image, Self { tenant, port, workers, worker_keys, gateway_keys, more }) =
+            (image.display(), self);
         format!(
             r#"
 [tenant]

@@ -21,7 +21,11 @@ fn a_sleeping_worker_is_woken_by_a_message_as_it_was() {
         lab.mvm(&["instance", "sleep", WORKER]);
         let asleep = lab.info(WORKER);
         assert_eq!(asleep["state"], "sleeping");
-        assert_eq!(lab.vmms(), [u32::try_from(gateway.as_u64().unwrap()).unwrap()], "the worker's VMM has ended");
+        assert_eq!(
+            lab.vmms(),
+            [u32::try_from(gateway.as_u64().unwrap()).unwrap()],
+            "the worker's VMM has ended"
+        );
 
         assert_eq!(lab.get(8080, "/hello").json()["count"], cycle + 2, "the counter in memory goes on");
         let state = lab.get(8080, "/state").json();

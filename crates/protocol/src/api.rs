@@ -26,7 +26,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use mvm_model::manifest::{Deployment, Publish};
-use mvm_model::{InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet};
+use mvm_model::{
+    InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::SecretBytes;

@@ -135,7 +135,11 @@ impl Lab {
     pub fn mvm_fails(&self, arguments: &[&str]) -> String {
         let output = self.try_mvm(arguments);
         let code = output.status.code();
-        assert!(matches!(code, Some(1 | 2)), "mvm {arguments:?} should fail, but ended with {:?}", output.status);
+        assert!(
+            matches!(code, Some(1 | 2)),
+            "mvm {arguments:?} should fail, but ended with {:?}",
+            output.status
+        );
         String::from_utf8(output.stderr).unwrap()
     }
 
@@ -149,7 +153,8 @@ impl Lab {
     /// What a command of `mvm` prints with `-o json`.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let text = self.mvm(&[arguments, &["-o", "json"]].concat());
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("mvm {arguments:?} printed no JSON ({error}): {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("mvm {arguments:?} printed no JSON ({error}): {text}"))
     }
 
     /// Writes a file for the test; its path.
