@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mvm_model::manifest::{Deployment, Problem};
-use mvm_model::{NetId, PoolSpec, TenantSubnet};
+use mvm_model::{InstanceState, NetId, PoolSpec, TenantSubnet};
 
 use super::images::Revisions;
 use crate::store::{Goal, InstanceRow, PoolRow, TenantRow};
@@ -30,8 +30,6 @@ pub struct Plan {
     pub pools: Vec<PoolRow>,
     /// Instances to make: the pool, and how they begin.
     pub instances: Vec<(PoolSpec, Goal)>,
-    /// Whether quotas, ports or routes of the tenant change.
-    pub tenant_changes: bool,
     /// What changes, for people: the thing and how.
     pub changes: Vec<(String, String)>,
     /// What stays different, for people: the thing and how.
@@ -62,7 +60,6 @@ impl Plan {
     fn compare_tenant(&mut self, present: &Present, wanted: &Deployment) {
         let name = wanted.tenant.to_string();
         let Some(tenant) = &present.tenant else {
-            self.tenant_changes = true;
             self.changes.push((name, "created".to_owned()));
             return;
         };
@@ -72,7 +69,6 @@ impl Plan {
             ("routes", tenant.routes == wanted.routes),
         ];
         for (part, _) in parts.into_iter().filter(|(_, same)| !same) {
-            self.tenant_changes = true;
             self.changes.push((name.clone(), format!("{part} changed")));
         }
     }
@@ -107,25 +103,34 @@ impl Plan {
             );
             return Err(Problem::new(format!("pools[{index}].data_disk_mib"), message));
         }
-        if *old == row {
-            return Ok(());
+        // Whether the pool changes now or changed earlier: a machine differs until its next cold start.
+        self.list_outdated(present, &row);
+        if *old != row {
+            self.changes.extend(changed_parts(old, &row).into_iter().map(|part| (address.clone(), part)));
+            self.pools.push(row);
         }
-        for part in changed_parts(old, &row) {
-            self.changes.push((address.clone(), part));
-        }
-        let outdated = present.instances.iter().filter(|instance| {
-            instance.place.pool == spec.id
-                && instance.launched.as_ref().is_some_and(|launched| {
-                    launched.revision != row.revision || launched.resources != spec.resources
-                })
-        });
-        for instance in outdated {
-            let how =
-                "takes the new image and resources at its next cold start (`mvm instance stop` and `start`)";
-            self.differs.push((instance.address(), how.to_owned()));
-        }
-        self.pools.push(row);
         Ok(())
+    }
+
+    /// Machines that were launched with something else, and go on with it.
+    fn list_outdated(&mut self, present: &Present, pool: &PoolRow) {
+        for instance in present.instances.iter().filter(|instance| instance.place.pool == pool.spec.id) {
+            let keeps_its_launch = instance.state.has_vmm() || instance.state == InstanceState::Sleeping;
+            let Some(launched) = instance.launched.as_ref().filter(|_| keeps_its_launch) else { continue };
+            let parts = [
+                ("image", launched.revision == pool.revision),
+                ("resources", launched.resources == pool.spec.resources),
+            ];
+            let outdated: Vec<&str> =
+                parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect();
+            if !outdated.is_empty() {
+                let how = format!(
+                    "takes the new {} at its next cold start (`mvm instance stop` and `start`)",
+                    outdated.join(" and ")
+                );
+                self.differs.push((instance.address(), how));
+            }
+        }
     }
 
     fn count_instances(&mut self, present: &Present, wanted: &Deployment, spec: &PoolSpec) {
@@ -138,12 +143,16 @@ impl Plan {
         let address = format!("{}/{}", wanted.tenant, spec.id);
         if have > total {
             let how =
-                format!("has {have} instances, {total} wanted: `mvm instance destroy` removes one for good");
+                format!("has {}, {total} wanted: `mvm instance destroy` removes one for good", counted(have));
             self.differs.push((address, how));
         } else if have < total {
-            self.changes.push((address, format!("{} instances created", total - have)));
+            self.changes.push((address, format!("{} created", counted(total - have))));
         }
     }
+}
+
+fn counted(instances: usize) -> String {
+    if instances == 1 { "1 instance".to_owned() } else { format!("{instances} instances") }
 }
 
 fn changed_parts(old: &PoolRow, new: &PoolRow) -> Vec<String> {
@@ -202,3 +211,6 @@ fn network(present: &Present, wanted: &Deployment) -> Result<(NetId, TenantSubne
         None => Ok((net_id, subnet)),
     }
 }
+
+#[cfg(test)]
+mod tests;
