@@ -32,7 +32,7 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
     row.doomed = true;
     let doomed = row.clone();
     agent.store.write(move |tx| doomed.save(tx)).await?;
-    agent.publishing.keep_only(id, &[]);
+    agent.publishing.keep_only(id, &[]).await;
     let machines = agent.machines(|machine| machine.place.tenant == *id);
     let destroyed = futures::future::join_all(machines.iter().map(|machine| instance(agent, machine))).await;
     let mut gone = destroyed.into_iter().collect::<Result<Vec<_>, _>>()?;

@@ -34,7 +34,7 @@ pub struct Publishing {
 struct Listener {
     tenant: TenantId,
     publish: Publish,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 /// A port that was bound and does not lead anywhere yet.
@@ -50,7 +50,7 @@ pub fn address(publish: &Publish) -> SocketAddrV4 {
 }
 
 impl Publishing {
-    /// Takes a port, so that nobody else can until it is opened; `None` if the tenant has it already, to the same end.
+    /// Takes a port, so that nobody else can until it is opened; `None` if the tenant has it already, to whatever end.
     ///
     /// # Errors
     /// [`PortTaken`], naming the owner where it is a tenant.
@@ -58,12 +58,12 @@ impl Publishing {
         let bind = address(publish);
         {
             let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-            match listeners.get(&bind) {
-                Some(listener) if listener.tenant == *tenant => return Ok(None),
-                Some(listener) => {
-                    return Err(PortTaken { bind, why: format!("tenant {} has it", listener.tenant) });
-                }
-                None => {}
+            let in_the_way = || listeners.values().filter(|other| other.publish.collides_with(publish));
+            if let Some(other) = in_the_way().find(|other| other.tenant != *tenant) {
+                return Err(PortTaken { bind, why: format!("tenant {} has it", other.tenant) });
+            }
+            if in_the_way().next().is_some() {
+                return Ok(None);
             }
         }
         let listener = std::net::TcpListener::bind(bind)
@@ -86,7 +86,7 @@ impl Publishing {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.insert(
             address(&publish),
-            Listener { tenant: tenant.id.clone(), publish, _task: AbortOnDropHandle::new(task) },
+            Listener { tenant: tenant.id.clone(), publish, task: AbortOnDropHandle::new(task) },
         );
     }
 
@@ -103,10 +103,20 @@ impl Publishing {
         taken
     }
 
-    /// Closes the ports of a tenant that are not wanted any more, or lead elsewhere now.
-    pub fn keep_only(&self, tenant: &TenantId, wanted: &[Publish]) {
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.retain(|_, listener| listener.tenant != *tenant || wanted.contains(&listener.publish));
+    /// Closes the ports of a tenant that are not wanted any more, or lead elsewhere now. They are free afterwards.
+    pub async fn keep_only(&self, tenant: &TenantId, wanted: &[Publish]) {
+        let closed: Vec<Listener> = {
+            let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            let unwanted = |_: &SocketAddrV4, listener: &mut Listener| {
+                listener.tenant == *tenant && !wanted.contains(&listener.publish)
+            };
+            listeners.extract_if(unwanted).map(|(_, listener)| listener).collect()
+        };
+        for Listener { task, .. } in closed {
+            task.abort();
+            // Its socket goes with the task, which ends as one that was told to.
+            let _ = task.await;
+        }
     }
 }
 

@@ -259,7 +259,7 @@ async fn bring_about(
     events: &Events,
 ) -> Result<(), ApiError> {
     agent.hands.ensure_network(agent.network_of(tenant)).await.map_err(failed)?;
-    agent.publishing.keep_only(&tenant.id, &wanted.publish);
+    agent.publishing.keep_only(&tenant.id, &wanted.publish).await;
     for port in bound {
         agent.publishing.open(agent, tenant, port);
     }
