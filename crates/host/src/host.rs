@@ -144,7 +144,9 @@ impl Host {
             | Request::TrimConsole(_)
             | Request::ConsoleTail(_) => self.blocking(move |inner| inner.at_once(request)).await,
             Request::Launch(launch) => self.start_vmm(*launch).await.map(Reply::Launched),
-            Request::Reattach { instance, process } => done(self.take_up(instance, &process).await),
+            Request::Reattach { instance, process, port } => {
+                done(self.take_up(instance, &process, port).await)
+            }
             Request::Restore(instance) => done(self.running(instance)?.restore().await),
             Request::GoOn(instance) => done(Ok(self.running(instance)?.machine.cont().await?)),
             Request::Pause(instance) => done(Ok(self.running(instance)?.machine.pause().await?)),

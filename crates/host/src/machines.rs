@@ -77,16 +77,18 @@ impl Host {
         result
     }
 
-    /// Takes up a VMM that an earlier agent started, and its port with it.
+    /// Takes up a VMM that an earlier agent started, and its port with it: what it may reach can have changed since its
+    /// launch.
     pub(crate) async fn take_up(
         &self,
         instance: InstanceId,
         process: &ProcessIdentity,
+        port: PortSpec,
     ) -> Result<(), HostError> {
         let launched = self.blocking(move |inner| inner.launched(instance)).await?;
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
         let machine = engine.reattach(&launched.spec, process).await?;
-        self.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await?;
+        self.with_network(&launched, move |networks, l| networks.admit(&l.network, &port)).await?;
         self.watch(instance, machine, None);
         Ok(())
     }

@@ -50,6 +50,8 @@ pub enum Request {
         instance: InstanceId,
         /// Its VMM's process.
         process: ProcessIdentity,
+        /// Its port as it is wanted now.
+        port: PortSpec,
     },
     /// Load the snapshot that a VMM was launched for.
     Restore(InstanceId),
@@ -208,8 +210,13 @@ impl Host {
     }
 
     /// Takes up a VMM that an earlier agent started.
-    pub async fn reattach(&self, instance: InstanceId, process: ProcessIdentity) -> Result<(), HostError> {
-        ask!(self, Request::Reattach { instance, process }, Reply::Done => ())
+    pub async fn reattach(
+        &self,
+        instance: InstanceId,
+        process: ProcessIdentity,
+        port: PortSpec,
+    ) -> Result<(), HostError> {
+        ask!(self, Request::Reattach { instance, process, port }, Reply::Done => ())
     }
 
     /// Loads the snapshot that a VMM was launched for; its control channel must be connected.

@@ -11,7 +11,7 @@ use super::images::{self, Revisions};
 use super::plan::{Plan, Present};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
-use crate::machine::Machine;
+use crate::machine::{ActError, Machine};
 use crate::publish::Bound;
 use crate::seal::Key;
 use crate::store::{self, Audit, NewInstance, Place, SealedRow, TenantRow};
@@ -276,15 +276,22 @@ async fn bring_about(
     start_new(agent, wanted, tenant, events).await
 }
 
-/// Machines that run take what changed about them.
+/// Machines that run take what changed about them. Each does so itself, in its turn: one that is just coming up may have
+/// begun with what was wanted before.
 async fn refresh(agent: &Arc<Agent>, tenant: &TenantRow) -> Result<(), ApiError> {
-    for machine in agent.machines(|m| m.place.tenant == tenant.id && m.state().has_vmm()) {
-        let pool = agent.pool(&tenant.id, &machine.place.pool).await.map_err(failed)?.spec;
-        let port = agent.port_of(tenant, &machine.view().row, machine.ip, &pool);
-        agent.hands.admit(agent.network_of(tenant), port).await.map_err(failed)?;
-        machine.refresh();
-    }
-    Ok(())
+    let machines = agent.machines(|machine| machine.place.tenant == tenant.id);
+    let refreshed = futures::future::join_all(machines.iter().map(|machine| async move {
+        match machine.refresh().await {
+            // Destroyed meanwhile.
+            Ok(()) | Err(ActError::Gone) => None,
+            Err(error) => {
+                let address = machine.view().row.address();
+                Some(format!("{address} goes on with what it had before: {error}"))
+            }
+        }
+    }));
+    let problems: Vec<String> = refreshed.await.into_iter().flatten().collect();
+    if problems.is_empty() { Ok(()) } else { Err(failed(problems.join("\n"))) }
 }
 
 /// Starts the tasks of new instances, pools in rising priority, and waits for each to be where it begins.

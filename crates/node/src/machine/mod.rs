@@ -104,7 +104,7 @@ enum Command {
     Destroy { reply: Reply<()> },
     Session { reply: Reply<(Mux, Lease)> },
     Settled { reply: Reply<()> },
-    Refresh,
+    Refresh { reply: Reply<()> },
     Ended(MachineEnded),
 }
 
@@ -141,7 +141,7 @@ impl std::fmt::Debug for Command {
             Command::Destroy { .. } => "Destroy",
             Command::Session { .. } => "Session",
             Command::Settled { .. } => "Settled",
-            Command::Refresh => "Refresh",
+            Command::Refresh { .. } => "Refresh",
             Command::Ended(_) => "Ended",
         })
     }
@@ -204,10 +204,12 @@ impl Machine {
         self.ask(|reply| Command::Settled { reply }).await
     }
 
-    /// Has it take its pool's config and secrets anew.
-    pub fn refresh(&self) {
-        // A task that has ended has nothing to refresh.
-        let _ = self.mailbox.send(Command::Refresh);
+    /// Has it take what is wanted of it anew, after the acts that were asked for before: egress, config, secrets.
+    ///
+    /// # Errors
+    /// [`ActError`]; it runs on with what it had.
+    pub async fn refresh(&self) -> Result<(), ActError> {
+        self.ask(|reply| Command::Refresh { reply }).await
     }
 
     /// Tells it that its VMM has ended.

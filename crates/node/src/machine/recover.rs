@@ -82,13 +82,18 @@ impl Task {
     async fn take_over(&mut self) -> Result<(), ActError> {
         self.adopt().await?;
         self.session = Some(self.open_session().await?);
+        // A deployment that the earlier agent did not finish.
+        if let Err(error) = self.refresh().await {
+            tracing::warn!(instance = %self.row.id, %error, "new config and secrets did not reach the machine");
+        }
         Ok(())
     }
 
     async fn adopt(&mut self) -> Result<(), ActError> {
         let process = self.row.process.clone().ok_or_else(|| failed("no process is recorded"))?;
         let resources = self.row.launched.as_ref().map(|l| l.resources).unwrap_or_default();
-        self.agent.hands.reattach(self.row.id, process).await.map_err(failed)?;
+        let port = self.agent.port_of(&self.tenant, &self.row, self.ip, &self.pool().await?);
+        self.agent.hands.reattach(self.row.id, process, port).await.map_err(failed)?;
         self.admission = Some(self.agent.admissions.readmit(&self.tenant, self.row.id, resources));
         Ok(())
     }

@@ -18,6 +18,8 @@ use crate::store::{Audit, Goal, InstanceRow, Intent, TenantRow, now_millis, now_
 
 /// How often a running guest's clock is set straight.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// How long a guest may take to switch to new config and secrets.
+const REFRESHED: Duration = Duration::from_secs(10);
 /// A machine that ran for so long has recovered: its next restart comes at once again.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -142,7 +144,10 @@ impl Task {
                 answer(reply, session);
             }
             Command::Settled { reply } => answer(reply, Ok(())),
-            Command::Refresh => self.refresh().await,
+            Command::Refresh { reply } => {
+                let done = self.refresh().await;
+                answer(reply, done);
+            }
             Command::Ended(ended) => self.vmm_ended(&ended).await,
             // Taken by `run`, which ends the task with it.
             Command::Destroy { .. } => {}
@@ -265,19 +270,18 @@ impl Task {
         }
     }
 
-    async fn refresh(&mut self) {
-        let Some(session) = self.session.as_ref().filter(|_| self.row.state == InstanceState::Running) else {
-            return;
-        };
-        let updated = match self.update_message().await {
-            Ok(update) => {
-                session.ask(&update, "Update", Duration::from_secs(10)).await.map_err(|e| e.to_string())
-            }
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = updated {
-            tracing::warn!(instance = %self.row.id, %error, "new config and secrets did not reach the machine");
+    /// Gives a machine that runs what is wanted of it now: egress, config, secrets. Another is given it when it comes up.
+    pub(super) async fn refresh(&mut self) -> Result<(), ActError> {
+        if !self.row.state.has_vmm() {
+            return Ok(());
         }
+        let pool = self.pool().await?;
+        let port = self.agent.port_of(&self.tenant, &self.row, self.ip, &pool);
+        self.agent.hands.admit(self.agent.network_of(&self.tenant), port).await.map_err(failed)?;
+        let Some(session) = &self.session else { return Ok(()) };
+        let update = self.update_message().await?;
+        session.ask(&update, "Update", REFRESHED).await.map_err(failed)?;
+        Ok(())
     }
 
     /// Its pool as it is wanted now.
