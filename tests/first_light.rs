@@ -2,8 +2,26 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "first_light/changes.rs"]
+mod changes;
+
+#[path = "first_light/egress.rs"]
+mod egress;
+
+#[path = "first_light/isolation.rs"]
+mod isolation;
+
 #[path = "first_light/manifest.rs"]
 mod manifest;
+
+#[path = "first_light/outside.rs"]
+mod outside;
+
+#[path = "first_light/probe.rs"]
+mod probe;
+
+#[path = "first_light/refusals.rs"]
+mod refusals;
 
 #[path = "first_light/sleep_and_wake.rs"]
 mod sleep_and_wake;

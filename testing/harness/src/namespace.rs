@@ -18,6 +18,22 @@ impl Namespace {
         Self { name: name.to_owned() }
     }
 
+    /// The names of all that begin with this.
+    pub fn all_with(prefix: &str) -> Vec<String> {
+        let mut names = crate::cleanup::namespaces();
+        names.retain(|name| name.starts_with(prefix));
+        names
+    }
+
+    /// Joins it with another by a pair of links: the name and the address of each end.
+    pub fn join(&self, (link, address): (&str, &str), other: &Namespace, (peer, peer_address): (&str, &str)) {
+        self.run("ip", &["link", "add", link, "type", "veth", "peer", "name", peer, "netns", &other.name]);
+        for (namespace, link, address) in [(self, link, address), (other, peer, peer_address)] {
+            namespace.run("ip", &["addr", "add", address, "dev", link]);
+            namespace.run("ip", &["link", "set", link, "up"]);
+        }
+    }
+
     /// Its name, as `ip netns` shows it.
     pub fn name(&self) -> &str {
         &self.name
