@@ -142,7 +142,11 @@ fn changed_ports_routes_and_secrets_reach_machines_that_run() {
     let everywhere = with(&moved, "port = 8081\npool", "bind = \"0.0.0.0\"\nport = 8081\npool");
     lab.deploy(&everywhere);
     assert_eq!(lab.get(8081, "/only").status, 200);
-    assert!(listening().contains("0.0.0.0:8081 ") && !listening().contains("127.0.0.1:8081 "), "{}", listening());
+    assert!(
+        listening().contains("0.0.0.0:8081 ") && !listening().contains("127.0.0.1:8081 "),
+        "{}",
+        listening()
+    );
     let direct = with(&everywhere, "pool = \"gateways\"", "pool = \"workers\"");
     for _ in 0..5 {
         lab.deploy(&direct);

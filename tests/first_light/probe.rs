@@ -75,9 +75,10 @@ impl Machine {
             .iter()
             .map(|(name, ip, port)| json!([name, ip, port, format!("<<{}|{name}|{how}>>", self.address)]))
             .collect();
-        let text = lab.exec(&self.address, &[
-            "python3", "-c", PROBE, "reach", &json!(tries).to_string(), &json!(until).to_string(),
-        ]);
+        let text = lab.exec(
+            &self.address,
+            &["python3", "-c", PROBE, "reach", &json!(tries).to_string(), &json!(until).to_string()],
+        );
         serde_json::from_str(&text).unwrap()
     }
 
@@ -88,7 +89,12 @@ impl Machine {
 
     /// Tries other machines, which are hardly there.
     pub fn grope_for(&self, lab: &Lab, how: &str, others: &[&Machine]) -> BTreeMap<String, Outcome> {
-        self.try_reaching(lab, how, &listening(others), "tcp")
+        self.grope(lab, how, &listening(others))
+    }
+
+    /// Tries addresses until all have answered or refused by TCP.
+    pub fn grope(&self, lab: &Lab, how: &str, tries: &[(&str, &str, u16)]) -> BTreeMap<String, Outcome> {
+        self.try_reaching(lab, how, tries, "tcp")
     }
 
     /// Sends whatever frame might slip through to others; how many there were.
