@@ -64,8 +64,10 @@ pub(crate) fn remove(folder: &Path) {
     while !vmms(&tag).is_empty() && begun.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(10));
     }
+    // Those of the agent, the lab's own, and those that a test made beside it.
+    let (tenants, beside) = (format!("mvm-{tag}-"), format!("{}-", name_of(folder)));
     for name in namespaces() {
-        if name.starts_with(&format!("mvm-{tag}-")) || name == name_of(folder) {
+        if name.starts_with(&tenants) || name.starts_with(&beside) || name == name_of(folder) {
             let _ = Command::new("ip").args(["netns", "delete", &name]).output();
         }
     }
