@@ -4,7 +4,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
 
-use mvm_protocol::{Mux, Port};
+use mvm_protocol::control::HostReply;
+use mvm_protocol::{Mux, Port, frame};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::limits::Slot;
@@ -67,11 +68,20 @@ pub(super) fn start(machine: &Arc<Machine>) -> Result<()> {
     Ok(())
 }
 
-/// Without a session, or a place, the connection is closed at once.
+/// Without a session the connection is closed: whoever asked may try again until the host is back. Without a place it is
+/// told so, as the host itself would.
 fn forward(machine: &Arc<Machine>, connection: UnixStream) {
-    if let (Some(mux), Some(slot)) = (machine.host.current(), machine.streams.take_for_guest()) {
-        tokio::spawn(pipe(mux, connection, slot));
-    }
+    let Some(mux) = machine.host.current() else { return };
+    match machine.streams.take_for_guest() {
+        Some(slot) => tokio::spawn(pipe(mux, connection, slot)),
+        None => tokio::spawn(refuse(connection)),
+    };
+}
+
+async fn refuse(mut connection: UnixStream) {
+    let message = "too many streams are open on this machine: try again in a moment".to_owned();
+    // Fails only where nobody waits for it any more.
+    let _ = frame::write(&mut connection, &HostReply::Error { message }).await;
 }
 
 async fn pipe(mux: Mux, mut connection: UnixStream, _slot: Slot) {
