@@ -116,7 +116,15 @@ impl Guest {
         let error = |message| (HostReply::Error { message }, None);
         let machine = match choose(&self.agent, &self.place.tenant, pool, selector).await {
             Ok(machine) => machine,
-            Err(message) => return error(message),
+            Err(message) => {
+                self.audit_if_foreign(|machine| match selector {
+                    InstanceSelector::ByInstance(id) => machine.id == *id,
+                    InstanceSelector::ByIp(ip) => machine.ip == *ip,
+                    _ => false,
+                })
+                .await;
+                return error(message);
+            }
         };
         match machine.hold().await {
             Ok(lease) => (HostReply::Held { instance_id: machine.id, guest_ip: machine.ip }, Some(lease)),
@@ -133,28 +141,36 @@ impl Guest {
         }
         match self.agent.machine(id) {
             Some(machine) if machine.place.tenant == *tenant && machine.place.pool == *pool => Ok(machine),
-            // One of another tenant does not exist for this one.
-            Some(machine) if machine.place.tenant != *tenant => {
-                Err(self.denied(&format!("a gateway of {} asked about {id}", self.place.tenant)).await)
+            _ => {
+                self.audit_if_foreign(|machine| machine.id == id).await;
+                Err(HostReply::Error { message: format!("there is no instance {tenant}/{pool}/{id}") })
             }
-            _ => Err(HostReply::Error { message: format!("there is no instance {tenant}/{pool}/{id}") }),
+        }
+    }
+
+    /// Audits a request that named an instance of another tenant. The answer does not say that there is one.
+    async fn audit_if_foreign(&self, is_named: impl Fn(&Machine) -> bool) {
+        let own = &self.place.tenant;
+        if let [machine, ..] = &*self.agent.machines(|m| m.place.tenant != *own && is_named(m)) {
+            self.audit(&format!("a gateway of {own} asked about {}", machine.id)).await;
         }
     }
 
     async fn denied(&self, why: &str) -> HostReply {
+        self.audit(why).await;
+        HostReply::Error { message: why.to_owned() }
+    }
+
+    async fn audit(&self, why: &str) {
         let audit = Audit::new(self.address(), "HostRequestDenied", why);
         let tenant = self.place.tenant.clone();
         if let Err(error) = self.agent.store.write(move |tx| audit.append(tx, &tenant)).await {
             tracing::error!(%error, "a denied request could not be audited");
         }
-        HostReply::Error { message: why.to_owned() }
     }
 }
 
 async fn wake(machine: &Machine) -> HostReply {
-    if machine.state() == InstanceState::Stopped {
-        return HostReply::WakeResult { success: false, detail: "it was stopped by a person".to_owned() };
-    }
     match machine.run(Asker::Message).await {
         Ok(_) => HostReply::WakeResult { success: true, detail: String::new() },
         Err(error) => HostReply::WakeResult { success: false, detail: error.to_string() },

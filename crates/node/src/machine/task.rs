@@ -158,6 +158,9 @@ impl Task {
         if self.row.state == InstanceState::Running {
             return Ok(Outcome::Already);
         }
+        if asker == Asker::Message {
+            self.admit_message().await?;
+        }
         self.restart = Restart::default();
         self.bring_up(asker).await?;
         Ok(Outcome::Done)
@@ -181,18 +184,25 @@ impl Task {
     }
 
     async fn hold(&mut self) -> Result<Lease, ActError> {
-        match self.row.state {
-            InstanceState::Running => {}
-            InstanceState::Stopped => return Err(ActError::Stopped { address: self.row.address() }),
-            InstanceState::Failed if self.pool().await?.restart == RestartPolicy::Never => {
-                return Err(ActError::NeverRestarted {
-                    address: self.row.address(),
-                    reason: self.row.reason.clone().unwrap_or_default(),
-                });
-            }
-            _ => self.bring_up(Asker::Message).await?,
+        if self.row.state != InstanceState::Running {
+            self.admit_message().await?;
+            self.bring_up(Asker::Message).await?;
         }
         Ok(self.leases.take())
+    }
+
+    /// Whether a message may make it run.
+    async fn admit_message(&self) -> Result<(), ActError> {
+        match self.row.state {
+            InstanceState::Stopped => Err(ActError::Stopped { address: self.row.address() }),
+            InstanceState::Failed if self.pool().await?.restart == RestartPolicy::Never => {
+                Err(ActError::NeverRestarted {
+                    address: self.row.address(),
+                    reason: self.row.reason.clone().unwrap_or_default(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn talk(&mut self) -> Result<(mvm_protocol::Mux, Lease), ActError> {
