@@ -8,8 +8,9 @@ use mvm_protocol::control::{GuestReply, GuestRequest};
 use mvm_protocol::frame::{self, FrameError};
 use mvm_protocol::mux::{self, Side};
 use mvm_protocol::{Mux, Port, Stream};
+use tokio::io::BufReader;
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The guest could not be asked.
@@ -38,8 +39,16 @@ pub type OnStream = Arc<dyn Fn(Stream) + Send + Sync>;
 /// A machine's control session. Dropping it closes the channel.
 #[derive(Debug)]
 pub struct Session {
-    current: watch::Receiver<Option<Mux>>,
+    link: Link,
     _keeper: AbortOnDropHandle<()>,
+}
+
+/// Asks over a machine's session without keeping it open.
+#[derive(Debug, Clone)]
+pub struct Link {
+    current: watch::Receiver<Option<Mux>>,
+    /// Told when the guest did not answer: bytes that went astray may have left it out of step.
+    silent: Arc<Notify>,
 }
 
 /// Streams over one connection; dropping it closes the connection, whoever still has streams of it.
@@ -59,12 +68,17 @@ impl Session {
     ///
     /// # Errors
     /// Those of the channel.
-    pub async fn open(mut channel: UnixStream, path: PathBuf, on_stream: OnStream) -> std::io::Result<Self> {
-        mvm_protocol::session::begin(&mut channel).await?;
-        let running = start(channel, &on_stream);
+    pub async fn open(channel: UnixStream, path: PathBuf, on_stream: OnStream) -> std::io::Result<Self> {
+        let running = begin(channel, &on_stream).await?;
         let (sender, current) = watch::channel(Some(running.mux.clone()));
-        let keeper = AbortOnDropHandle::new(tokio::spawn(keep(running, sender, path, on_stream)));
-        Ok(Self { current, _keeper: keeper })
+        let link = Link { current, silent: Arc::default() };
+        let keeper = keep(running, sender, Arc::clone(&link.silent), path, on_stream);
+        Ok(Self { link, _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)) })
+    }
+
+    /// For those who ask while something else is done with the machine.
+    pub fn link(&self) -> Link {
+        self.link.clone()
     }
 
     /// Asks the guest, on a stream of its own.
@@ -77,18 +91,37 @@ impl Session {
         name: &'static str,
         within: Duration,
     ) -> Result<GuestReply, SessionError> {
+        self.link.begin(request, name, within).await.map(|(reply, _)| reply)
+    }
+}
+
+impl Link {
+    /// Asks the guest, on a stream of its own that may go on after the answer. A guest that does not answer in time has its
+    /// session opened again.
+    ///
+    /// # Errors
+    /// [`SessionError`]; `Error` from the guest is [`SessionError::Refused`].
+    pub async fn begin(
+        &self,
+        request: &GuestRequest,
+        name: &'static str,
+        within: Duration,
+    ) -> Result<(GuestReply, Stream), SessionError> {
         let asking = async {
             let mut stream = self.mux().await?.open(Port::Guest).await?;
-            ask_on(&mut stream, request, name).await
+            Ok((ask_on(&mut stream, request, name).await?, stream))
         };
-        tokio::time::timeout(within, asking).await.map_err(|_| SessionError::Timeout(name, within))?
+        match tokio::time::timeout(within, asking).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                self.silent.notify_waiters();
+                Err(SessionError::Timeout(name, within))
+            }
+        }
     }
 
     /// The streams of the session there is now, or of the one that is being opened.
-    ///
-    /// # Errors
-    /// `NotConnected` where the machine's channel is gone for good.
-    pub async fn mux(&self) -> std::io::Result<Mux> {
+    async fn mux(&self) -> std::io::Result<Mux> {
         let mut current = self.current.clone();
         let mux = current.wait_for(|mux| mux.as_ref().is_some_and(|mux| !mux.is_ended())).await;
         match mux.as_deref() {
@@ -99,10 +132,7 @@ impl Session {
 }
 
 /// Sends one request on an open stream and reads the answer.
-///
-/// # Errors
-/// [`SessionError`].
-pub async fn ask_on(
+async fn ask_on(
     stream: &mut Stream,
     request: &GuestRequest,
     name: &'static str,
@@ -115,7 +145,10 @@ pub async fn ask_on(
     }
 }
 
-fn start(channel: UnixStream, on_stream: &OnStream) -> Running {
+/// Begins a session over a connected control socket.
+async fn begin(channel: UnixStream, on_stream: &OnStream) -> std::io::Result<Running> {
+    let mut channel = BufReader::new(channel);
+    mvm_protocol::session::begin(&mut channel).await?;
     let (mux, mut incoming, driver) = mux::start(channel, Side::Host);
     let on_stream = Arc::clone(on_stream);
     let accepting = tokio::spawn(async move {
@@ -125,23 +158,31 @@ fn start(channel: UnixStream, on_stream: &OnStream) -> Running {
     });
     let (driver, accepting) =
         (AbortOnDropHandle::new(tokio::spawn(driver)), AbortOnDropHandle::new(accepting));
-    Running { mux, _driver: driver, _accepting: accepting }
+    Ok(Running { mux, _driver: driver, _accepting: accepting })
 }
 
-/// Opens the session again whenever it has ended. Ends by being aborted, or when the socket is gone.
-async fn keep(mut running: Running, current: watch::Sender<Option<Mux>>, path: PathBuf, on_stream: OnStream) {
+/// Opens the session again whenever it has ended, or its guest has fallen silent. Ends by being aborted, or when the
+/// socket is gone.
+async fn keep(
+    mut running: Running,
+    current: watch::Sender<Option<Mux>>,
+    silent: Arc<Notify>,
+    path: PathBuf,
+    on_stream: OnStream,
+) {
     loop {
-        running.mux.ended().await;
+        tokio::select! {
+            () = running.mux.ended() => {}
+            () = silent.notified() => {}
+        }
         current.send_replace(None);
+        // The socket takes one connection at a time.
+        drop(running);
         running = loop {
             tokio::time::sleep(PAUSE).await;
-            let again = async {
-                let mut channel = UnixStream::connect(&path).await?;
-                mvm_protocol::session::begin(&mut channel).await?;
-                std::io::Result::Ok(channel)
-            };
+            let again = async { begin(UnixStream::connect(&path).await?, &on_stream).await };
             match tokio::time::timeout(REOPEN, again).await {
-                Ok(Ok(channel)) => break start(channel, &on_stream),
+                Ok(Ok(running)) => break running,
                 // The VMM has ended: its socket does not listen any more.
                 Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => return,
                 Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return,

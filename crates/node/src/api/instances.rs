@@ -1,6 +1,6 @@
 //! Instances: listing, acts, programs and logs inside.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
@@ -9,12 +9,12 @@ use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use mvm_model::InstanceRef;
+use mvm_protocol::Stream;
 use mvm_protocol::api::{
     Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE,
 };
 use mvm_protocol::control::{GuestReply, GuestRequest};
 use mvm_protocol::record::{self, Record};
-use mvm_protocol::{Port, Stream};
 use serde::Deserialize;
 
 use super::tenants::Filter;
@@ -22,10 +22,12 @@ use super::{Failure, Shared, fault, parsed};
 use crate::agent::Agent;
 use crate::destroy;
 use crate::machine::{Asker, Lease, Machine, Outcome};
-use crate::session;
 use crate::store::Intent;
 
 type Address = Path<(String, String, String)>;
+
+/// How long a guest may take to begin with something, on a busy host.
+const BEGIN: Duration = Duration::from_secs(20);
 
 /// The one machine that is meant.
 async fn find(agent: &Agent, tenant: &str, pool: &str, instance: &str) -> Result<Machine, Failure> {
@@ -169,11 +171,10 @@ async fn begin(
     request: GuestRequest,
     name: &'static str,
 ) -> Result<(Stream, Lease), Failure> {
-    let (mux, lease) = machine.session().await?;
-    let broken = |error: &dyn std::fmt::Display| fault(ErrorCode::Failed, error);
-    let mut stream = mux.open(Port::Guest).await.map_err(|error| broken(&error))?;
-    match session::ask_on(&mut stream, &request, name).await.map_err(|error| broken(&error))? {
-        GuestReply::Started => Ok((stream, lease)),
+    let (link, lease) = machine.session().await?;
+    let begun = link.begin(&request, name, BEGIN).await.map_err(|error| fault(ErrorCode::Failed, error))?;
+    match begun {
+        (GuestReply::Started, stream) => Ok((stream, lease)),
         _ => Err(fault(ErrorCode::Failed, format!("the guest's answer to {name} makes no sense"))),
     }
 }

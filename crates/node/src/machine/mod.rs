@@ -23,12 +23,12 @@ use std::sync::Arc;
 use mvm_host::MachineEnded;
 use mvm_model::state::Refused;
 use mvm_model::{InstanceId, InstanceState, RestartPolicy};
-use mvm_protocol::Mux;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use lease::Lease;
 pub use task::spawn;
 
+use crate::session::Link;
 use crate::store::{InstanceRow, Intent, Place};
 use lease::Leases;
 
@@ -102,7 +102,7 @@ enum Command {
     Sleep { asker: Asker, reply: Reply<Outcome> },
     Stop { reply: Reply<Outcome> },
     Destroy { reply: Reply<()> },
-    Session { reply: Reply<(Mux, Lease)> },
+    Session { reply: Reply<(Link, Lease)> },
     Settled { reply: Reply<()> },
     Refresh { reply: Reply<()> },
     Ended(MachineEnded),
@@ -192,7 +192,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`ActError`] where it does not run.
-    pub async fn session(&self) -> Result<(Mux, Lease), ActError> {
+    pub async fn session(&self) -> Result<(Link, Lease), ActError> {
         self.ask(|reply| Command::Session { reply }).await
     }
 

@@ -13,11 +13,13 @@ use tokio::sync::{mpsc, watch};
 use super::lease::{Lease, Leases};
 use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
-use crate::session::Session;
+use crate::session::{Link, Session};
 use crate::store::{Audit, Goal, InstanceRow, Intent, TenantRow, now_millis, now_secs, remove_instance};
 
 /// How often a running guest's clock is set straight.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// How long a guest may take to do it, on a busy host; its session is opened again then.
+const CLOCK_WITHIN: Duration = Duration::from_secs(20);
 /// How long a guest may take to switch to new config and secrets.
 const REFRESHED: Duration = Duration::from_secs(10);
 /// A machine that ran for so long has recovered: its next restart comes at once again.
@@ -140,7 +142,7 @@ impl Task {
                 answer(reply, done);
             }
             Command::Session { reply } => {
-                let session = self.talk().await;
+                let session = self.talk();
                 answer(reply, session);
             }
             Command::Settled { reply } => answer(reply, Ok(())),
@@ -205,7 +207,8 @@ impl Task {
         }
     }
 
-    async fn talk(&mut self) -> Result<(mvm_protocol::Mux, Lease), ActError> {
+    /// Whoever asks waits for the guest by himself: one that does not answer must not keep its machine's task.
+    fn talk(&self) -> Result<(Link, Lease), ActError> {
         let Some(session) = &self.session else {
             return Err(ActError::Failed(format!(
                 "{} is {}: `mvm instance start {0}` makes it run",
@@ -213,8 +216,7 @@ impl Task {
                 self.row.state
             )));
         };
-        let mux = session.mux().await.map_err(|e| ActError::Failed(e.to_string()))?;
-        Ok((mux, self.leases.take()))
+        Ok((session.link(), self.leases.take()))
     }
 
     /// What failed for one Hold fails for all that wait behind it: they would try the same again, one by one.
@@ -271,7 +273,7 @@ impl Task {
         };
         let clock = Clock { unix_nanos: now_millis() * 1_000_000 };
         if let Err(error) =
-            session.ask(&GuestRequest::AdjustClock { clock }, "AdjustClock", CLOCK_EVERY / 12).await
+            session.ask(&GuestRequest::AdjustClock { clock }, "AdjustClock", CLOCK_WITHIN).await
         {
             tracing::debug!(instance = %self.row.id, %error, "the guest's clock was not adjusted");
         }
