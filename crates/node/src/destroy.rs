@@ -43,6 +43,9 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
     })?;
     let wanted = id.clone();
     agent.store.write(move |tx| store::remove_tenant(tx, &wanted)).await?;
+    if let Err(error) = agent.store.empty_journal().await {
+        tracing::warn!(%error, "the store's journal may hold what was sealed for {id} until it is full");
+    }
     gone.push(id.to_string());
     Ok(gone)
 }

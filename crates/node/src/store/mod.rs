@@ -101,6 +101,16 @@ impl Store {
         self.blocking(move |connection| look(&connection.transaction()?)).await
     }
 
+    /// Empties the journal into the database. What was deleted is in neither then: the database overwrites it, the journal
+    /// would keep it until it is full.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub async fn empty_journal(&self) -> Result<(), StoreError> {
+        self.blocking(|connection| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())))
+            .await
+    }
+
     async fn blocking<T, F>(&self, act: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
