@@ -2,11 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "first_light/broken_channel.rs"]
+mod broken_channel;
+
 #[path = "first_light/changes.rs"]
 mod changes;
 
 #[path = "first_light/egress.rs"]
 mod egress;
+
+#[path = "first_light/holds.rs"]
+mod holds;
+
+#[path = "first_light/host_requests.rs"]
+mod host_requests;
 
 #[path = "first_light/isolation.rs"]
 mod isolation;
@@ -22,6 +31,9 @@ mod probe;
 
 #[path = "first_light/refusals.rs"]
 mod refusals;
+
+#[path = "first_light/secrets.rs"]
+mod secrets;
 
 #[path = "first_light/sleep_and_wake.rs"]
 mod sleep_and_wake;

@@ -1,6 +1,13 @@
 //! The manifests that the tests begin with.
 
+use std::path::PathBuf;
+
 use mvm_harness::checkout;
+
+/// The recipe of the echo worker.
+pub fn echo_image() -> PathBuf {
+    checkout().join("examples/echo/worker").canonicalize().unwrap()
+}
 
 /// A gateway that sends everything to a worker, published on port 8080 of the lab's host.
 pub fn echo(tenant: &str) -> String {
@@ -28,7 +35,7 @@ impl Default for Echo<'_> {
 
 impl Echo<'_> {
     pub fn manifest(&self) -> String {
-        let image = checkout().join("examples/echo/worker").canonicalize().unwrap();
+        let image = echo_image();
         let (image, Self { tenant, port, workers, worker_keys, gateway_keys, more }) =
             (image.display(), self);
         format!(

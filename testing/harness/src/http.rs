@@ -88,6 +88,14 @@ impl Connection {
         response
     }
 
+    /// Everything up to the end of the connection, however it ends.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // A reset is an end too.
+        let _ = self.reader.read_to_end(&mut bytes);
+        bytes
+    }
+
     fn chunks(&mut self) -> Vec<u8> {
         let mut body = Vec::new();
         loop {
