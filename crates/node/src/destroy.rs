@@ -6,6 +6,7 @@ use mvm_model::TenantId;
 use mvm_protocol::api::{ApiError, ErrorCode};
 
 use crate::agent::{Agent, AgentError};
+use crate::kill_point::{KillPoint, reached};
 use crate::machine::Machine;
 use crate::store::{self, StoreError};
 
@@ -32,15 +33,18 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
     row.doomed = true;
     let doomed = row.clone();
     agent.store.write(move |tx| doomed.save(tx)).await?;
+    reached(KillPoint::DestroyMarked);
     agent.publishing.keep_only(id, &[]).await;
     let machines = agent.machines(|machine| machine.place.tenant == *id);
     let destroyed = futures::future::join_all(machines.iter().map(|machine| instance(agent, machine))).await;
     let mut gone = destroyed.into_iter().collect::<Result<Vec<_>, _>>()?;
+    reached(KillPoint::DestroyMachinesGone);
     agent.hands.remove_network(row.net_id).await.map_err(|error| ApiError {
         code: ErrorCode::Failed,
         message: error.to_string(),
         key: None,
     })?;
+    reached(KillPoint::DestroyNetworkRemoved);
     let wanted = id.clone();
     agent.store.write(move |tx| store::remove_tenant(tx, &wanted)).await?;
     if let Err(error) = agent.store.empty_journal().await {

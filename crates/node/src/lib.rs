@@ -11,6 +11,7 @@
 //! | [`deploy`] | from a manifest to what is there |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`seal`] | secrets at rest |
+//! | [`kill_point`] | where tests have the agent die |
 //! | [`api`] | HTTP over the agent's Unix socket |
 
 pub mod agent;
@@ -18,6 +19,7 @@ pub mod api;
 pub mod deploy;
 pub mod destroy;
 pub mod hostbound;
+pub mod kill_point;
 pub mod machine;
 pub mod publish;
 pub mod seal;

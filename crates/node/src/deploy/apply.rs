@@ -11,6 +11,7 @@ use super::images::{self, Revisions};
 use super::plan::{Plan, Present};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
+use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
 use crate::publish::Bound;
 use crate::seal::Key;
@@ -35,6 +36,7 @@ pub async fn apply(agent: &Arc<Agent>, request: DeployRequest, events: &Events) 
     }
     let tenant =
         commit(agent, wanted, &present, &plan, secrets_changed.then_some(request.secrets.as_slice())).await?;
+    reached(KillPoint::DeployCommitted);
     bring_about(agent, wanted, &tenant, &plan, bound, events).await?;
     for (what, how) in plan.differs {
         events.send(DeployEvent::Differs { what, how });
@@ -118,6 +120,7 @@ async fn commit(
     for (instance, (spec, _)) in instances.iter().zip(&plan.instances) {
         agent.hands.make_disk(instance.id, spec.resources.data_disk_mib).await.map_err(failed)?;
     }
+    reached(KillPoint::DeployDisksMade);
     let sealed = match secrets {
         Some(values) => Some(seal(agent, &tenant, present.tenant.is_none(), values).await?),
         None => None,
@@ -259,6 +262,7 @@ async fn bring_about(
     events: &Events,
 ) -> Result<(), ApiError> {
     agent.hands.ensure_network(agent.network_of(tenant)).await.map_err(failed)?;
+    reached(KillPoint::DeployNetworkMade);
     agent.publishing.keep_only(&tenant.id, &wanted.publish).await;
     for port in bound {
         agent.publishing.open(agent, tenant, port);

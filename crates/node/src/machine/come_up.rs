@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use super::ActError;
 use super::task::{Task, failed};
 use crate::hostbound;
+use crate::kill_point::{KillPoint, reached};
 use crate::session::Session;
 use crate::store::now_millis;
 
@@ -51,12 +52,18 @@ impl Task {
         }
     }
 
-    /// From a launched VMM to a ready machine. Gives the moment of the guest's confirmation.
-    pub(super) async fn come_up(&mut self, channel: UnixStream) -> Result<Instant, ActError> {
+    /// From a launched VMM to a ready machine. Gives the moment of the guest's confirmation, which tests know by
+    /// `at_confirmed`.
+    pub(super) async fn come_up(
+        &mut self,
+        channel: UnixStream,
+        at_confirmed: KillPoint,
+    ) -> Result<Instant, ActError> {
         let session = self.begin_session(channel).await?;
         self.check_hello(&session).await?;
         self.personalize(&session).await?;
         let confirmed = Instant::now();
+        reached(at_confirmed);
         let update = self.update_message().await?;
         match session.ask(&update, "Update", ANSWER).await.map_err(failed)? {
             GuestReply::Updated => {}

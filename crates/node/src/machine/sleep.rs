@@ -9,6 +9,7 @@ use mvm_protocol::control::{GuestReply, GuestRequest};
 
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
+use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent, now_millis};
 
 impl Task {
@@ -19,9 +20,12 @@ impl Task {
         self.row.state.after(Operation::Sleep)?;
         let drain = self.pool().await?.runtime_policy.drain_timeout_seconds;
         self.begin(Intent::Sleep).await?;
+        reached(KillPoint::SleepBegun);
         match self.sleep_until_commit(drain).await {
             Ok(()) => {
+                reached(KillPoint::SleepCommitted);
                 self.end_vmm_after_sleep(asker).await;
+                reached(KillPoint::SleepEnded);
                 Ok(Outcome::Done)
             }
             Err(error) => {
@@ -51,9 +55,11 @@ impl Task {
             }
             _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
         }
+        reached(KillPoint::SleepDrained);
         // Streams do not survive sleep.
         self.session = None;
         self.agent.hands.pause(self.row.id).await.map_err(failed)?;
+        reached(KillPoint::SleepPaused);
         let launched = self.row.launched.as_ref().ok_or_else(|| failed("nothing is known of its launch"))?;
         let facts = SnapshotFacts {
             instance: self.row.id.to_string(),
@@ -63,6 +69,7 @@ impl Task {
             recorded_at_ms: now_millis(),
         };
         self.row.snapshot = Some(self.agent.hands.snapshot(facts).await.map_err(failed)?);
+        reached(KillPoint::SleepWritten);
         self.commit_sleeping().await
     }
 

@@ -8,6 +8,7 @@ use mvm_protocol::api::StartReport;
 
 use super::task::{Task, failed};
 use super::{ActError, Asker};
+use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent, Recorded};
 
 impl Task {
@@ -22,6 +23,7 @@ impl Task {
             Ok(confirmed) => {
                 let report = report("cold boot", None, begun, confirmed);
                 self.now_running(Operation::Start, report, "InstanceStarted", asker).await;
+                reached(KillPoint::StartCommitted);
                 Ok(())
             }
             Err(error) => {
@@ -41,6 +43,7 @@ impl Task {
             Ok(confirmed) => {
                 let report = report("wake", None, begun, confirmed);
                 self.now_running(Operation::Wake, report, "InstanceWoken", asker).await;
+                reached(KillPoint::WakeCommitted);
                 return Ok(());
             }
             Err(refused) => refused.to_string(),
@@ -95,15 +98,22 @@ impl Task {
         self.row.generation += 1;
         self.row.disk_epoch += 1;
         self.begin(intent).await?;
+        reached(KillPoint::StartBegun);
         let agent = self.agent.clone();
         let _turn = agent.boots.acquire().await.map_err(failed)?;
         let launch = self.launch(LaunchKind::Cold).await?;
-        self.row.process = Some(self.agent.hands.launch(launch).await.map_err(failed)?);
+        let process = self.agent.hands.launch(launch).await.map_err(failed)?;
+        reached(KillPoint::StartLaunched);
+        self.row.process = Some(process);
         // Until its process is recorded the machine stands still: an agent that dies now leaves nothing that runs.
         self.save(Vec::new()).await?;
+        reached(KillPoint::StartRecorded);
         let channel = self.connect().await?;
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
-        self.come_up(channel).await
+        reached(KillPoint::StartGoing);
+        let confirmed = self.come_up(channel, KillPoint::StartConfirmed).await?;
+        reached(KillPoint::StartReady);
+        Ok(confirmed)
     }
 
     /// Launches from the snapshot and comes up.
@@ -111,20 +121,29 @@ impl Task {
         let snapshot = self.row.snapshot.clone().ok_or_else(|| failed("it has no snapshot"))?;
         self.row.generation += 1;
         self.begin(Intent::Wake).await?;
+        reached(KillPoint::WakeBegun);
         let launch = self.launch(LaunchKind::Restore { snapshot, disk_epoch: self.row.disk_epoch }).await?;
-        self.row.process = Some(self.agent.hands.launch(launch).await.map_err(failed)?);
+        let process = self.agent.hands.launch(launch).await.map_err(failed)?;
+        reached(KillPoint::WakeLaunched);
+        self.row.process = Some(process);
         self.save(Vec::new()).await?;
+        reached(KillPoint::WakeRecorded);
         // Connected before the device state comes in: a port that was in the middle of a write would wedge otherwise.
         let channel = self.connect().await?;
         self.agent.hands.restore(self.row.id).await.map_err(failed)?;
+        reached(KillPoint::WakeRestored);
         // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch
         // rises: until here nothing could write to the disk, and an agent that dies before this commit finds a snapshot that
         // still fits.
         self.row.snapshot = None;
         self.row.disk_epoch += 1;
         self.save(Vec::new()).await?;
+        reached(KillPoint::WakeConsumed);
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
-        self.come_up(channel).await
+        reached(KillPoint::WakeGoing);
+        let confirmed = self.come_up(channel, KillPoint::WakeConfirmed).await?;
+        reached(KillPoint::WakeReady);
+        Ok(confirmed)
     }
 
     async fn launch(&self, kind: LaunchKind) -> Result<Launch, ActError> {

@@ -7,6 +7,7 @@ use mvm_protocol::control::GuestRequest;
 
 use super::task::Task;
 use super::{ActError, Outcome};
+use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Intent};
 
 /// What a VMM gets beyond the guest's own grace to end after its guest has powered off.
@@ -20,7 +21,9 @@ impl Task {
         self.row.state.after(Operation::Stop)?;
         let grace = self.pool().await?.runtime_policy.graceful_shutdown_seconds;
         self.begin(Intent::Stop).await?;
+        reached(KillPoint::StopBegun);
         let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
+        reached(KillPoint::StopShutDown);
         self.finish_stop(orderly).await;
         Ok(Outcome::Done)
     }
@@ -45,6 +48,7 @@ impl Task {
         self.row.process = None;
         let had_snapshot = self.row.snapshot.take().is_some();
         self.discard_snapshot().await;
+        reached(KillPoint::StopEnded);
         let detail = match (had_snapshot, orderly) {
             (true, _) => "its snapshot was discarded",
             (false, true) => "in order",

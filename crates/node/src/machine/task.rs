@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::lease::{Lease, Leases};
 use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
+use crate::kill_point::{KillPoint, reached};
 use crate::session::{Link, Session};
 use crate::store::{Audit, Goal, InstanceRow, Intent, TenantRow, now_millis, now_secs, remove_instance};
 
@@ -357,10 +358,13 @@ impl Task {
 
     async fn destroy(&mut self) -> Result<(), ActError> {
         self.begin(Intent::Destroy).await?;
+        reached(KillPoint::DestroyBegun);
         self.session = None;
         self.admission = None;
         self.agent.discard_vmm(&self.row).await;
+        reached(KillPoint::DestroyEnded);
         self.agent.hands.remove_machine(self.row.id).await.map_err(failed)?;
+        reached(KillPoint::DestroyFilesRemoved);
         let (id, tenant) = (self.row.id, self.tenant.id.clone());
         let audit = Audit::new(self.row.address(), "InstanceDestroyed", "with its disk and its snapshot");
         self.agent

@@ -1,0 +1,94 @@
+//! The table itself. It stands alone, so that the end-to-end tests can take it in and match every point.
+
+macro_rules! kill_points {
+    ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
+        /// A moment between two steps of an act, at which the agent may die.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum KillPoint {
+            $($(#[$doc])* $point,)*
+        }
+
+        impl KillPoint {
+            /// Every point.
+            pub const ALL: &'static [KillPoint] = &[$(KillPoint::$point,)*];
+
+            /// Its name in the environment.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(KillPoint::$point => $name,)*
+                }
+            }
+        }
+    };
+}
+
+kill_points! {
+    /// Data disks are made, nothing is committed.
+    DeployDisksMade = "deploy:disks-made",
+    /// What is wanted is committed, nothing of it is there.
+    DeployCommitted = "deploy:committed",
+    /// The tenant's network is there, no port is open and no machine begun.
+    DeployNetworkMade = "deploy:network-made",
+    /// The intent to boot is committed.
+    StartBegun = "start:begun",
+    /// The VMM is there; nobody wrote down that it is.
+    StartLaunched = "start:launched",
+    /// The VMM is recorded; its guest stands still.
+    StartRecorded = "start:recorded",
+    /// The guest boots.
+    StartGoing = "start:going",
+    /// The guest has confirmed who it is; no secrets, no link yet.
+    StartConfirmed = "start:confirmed",
+    /// The workload is ready; that it runs is not committed.
+    StartReady = "start:ready",
+    /// That it runs is committed.
+    StartCommitted = "start:committed",
+    /// The intent to sleep is committed.
+    SleepBegun = "sleep:begun",
+    /// The guest has drained and flushed.
+    SleepDrained = "sleep:drained",
+    /// Its processors stand still.
+    SleepPaused = "sleep:paused",
+    /// The snapshot is written, the sleep is not committed.
+    SleepWritten = "sleep:snapshot-written",
+    /// The sleep is committed, the VMM is still there.
+    SleepCommitted = "sleep:committed",
+    /// The VMM has ended.
+    SleepEnded = "sleep:ended",
+    /// The intent to wake is committed.
+    WakeBegun = "wake:begun",
+    /// The VMM is there; nobody wrote down that it is.
+    WakeLaunched = "wake:launched",
+    /// The VMM is recorded; the snapshot is not loaded.
+    WakeRecorded = "wake:recorded",
+    /// The snapshot is loaded, and not consumed.
+    WakeRestored = "wake:restored",
+    /// The consumed mark is committed; the guest has not run.
+    WakeConsumed = "wake:consumed",
+    /// The guest goes on.
+    WakeGoing = "wake:going",
+    /// The guest has confirmed who it is; no secrets, no link yet.
+    WakeConfirmed = "wake:confirmed",
+    /// The workload is ready; that it runs is not committed.
+    WakeReady = "wake:ready",
+    /// That it runs is committed.
+    WakeCommitted = "wake:committed",
+    /// The intent to stop is committed.
+    StopBegun = "stop:begun",
+    /// The guest has powered off, or was given up.
+    StopShutDown = "stop:shut-down",
+    /// VMM, port and snapshot are gone; that it is stopped is not committed.
+    StopEnded = "stop:ended",
+    /// The tenant is marked, its ports are open still.
+    DestroyMarked = "destroy:marked",
+    /// The intent to destroy an instance is committed.
+    DestroyBegun = "destroy:begun",
+    /// The instance's VMM and port are gone.
+    DestroyEnded = "destroy:ended",
+    /// Its files are gone, its row is not.
+    DestroyFilesRemoved = "destroy:files-removed",
+    /// All machines are gone, the network is not.
+    DestroyMachinesGone = "destroy:machines-gone",
+    /// The network is gone, the tenant's row is not.
+    DestroyNetworkRemoved = "destroy:network-removed",
+}
