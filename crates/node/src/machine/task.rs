@@ -239,8 +239,7 @@ impl Task {
         if !self.row.state.has_vmm() || self.row.process.as_ref() != Some(&event.process) {
             return;
         }
-        let reason = format!("the VMM {}", event.ended);
-        self.lost(reason).await;
+        self.lost(event.ended.to_string()).await;
     }
 
     /// The VMM is gone without anyone having asked for it.
