@@ -254,7 +254,8 @@ impl Task {
         self.schedule_restart().await;
     }
 
-    async fn schedule_restart(&mut self) {
+    /// Where its pool wants failed machines back.
+    pub(super) async fn schedule_restart(&mut self) {
         let on_failure = matches!(self.pool().await, Ok(pool) if pool.restart == RestartPolicy::OnFailure);
         if !on_failure {
             return;
@@ -323,6 +324,10 @@ impl Task {
             Ok(state) => {
                 self.row.state = state;
                 self.row.since = now_secs();
+                if state != InstanceState::Failed {
+                    // Whoever stopped or started it since has had the last word.
+                    self.restart.at = None;
+                }
             }
             Err(refused) => {
                 tracing::error!(instance = %self.row.id, %refused, "an act ended outside of the table")
