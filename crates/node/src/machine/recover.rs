@@ -1,7 +1,7 @@
 //! After a restart of the agent: what an earlier one had begun is finished or undone, and machines that run are taken
 //! over as they are.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mvm_model::InstanceState;
 
@@ -9,14 +9,21 @@ use super::task::{Task, failed};
 use super::{ActError, Asker};
 use crate::store::{Audit, Intent};
 
+/// How long a guest that was told to stop may take to show whether it still listens, or to be gone.
+const STILL_LISTENS: Duration = Duration::from_secs(10);
+
 impl Task {
     /// Compares what the row says with what is there.
     pub(super) async fn recover(&mut self) {
+        if self.tenant.doomed {
+            // It is destroyed once every machine is known: nothing is begun with it any more.
+            return;
+        }
         match self.row.intent {
             None => self.recover_state().await,
             // The agent destroys it anew once every machine is known.
-            Some(Intent::Destroy) => {}
-            Some(Intent::Stop) => self.finish_stop(false).await,
+            Some(Intent::Destroy) => return,
+            Some(Intent::Stop) => self.recover_stop().await,
             Some(Intent::Sleep) => self.recover_sleep().await,
             Some(Intent::Start) => {
                 self.undo_launch().await;
@@ -30,10 +37,12 @@ impl Task {
             Some(Intent::Wake) => {
                 self.undo_launch().await;
                 let why = "its snapshot had been consumed when the agent ended".to_owned();
-                // A failure is kept in the row.
-                let _ = self.cold_instead(Instant::now(), why, Asker::Policy).await;
+                let result = self.cold_instead(Instant::now(), why, Asker::Policy).await;
+                self.keep_books(&result).await;
             }
         }
+        // A new instance that was on its way to where it begins goes on.
+        self.pursue_goal().await;
     }
 
     async fn recover_state(&mut self) {
@@ -50,9 +59,28 @@ impl Task {
                     tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
                 }
             }
+            // Its next attempt was known to the earlier agent only.
+            InstanceState::Failed => self.schedule_restart().await,
             _ => {}
         }
-        self.pursue_goal().await;
+    }
+
+    /// The stop goes on, in order where the guest still listens.
+    async fn recover_stop(&mut self) {
+        let orderly = self.row.state.has_vmm() && self.adopt().await.is_ok() && self.shut_down_again().await;
+        self.finish_stop(orderly).await;
+    }
+
+    async fn shut_down_again(&mut self) -> bool {
+        let grace = self.pool().await.map_or(0, |pool| pool.runtime_policy.graceful_shutdown_seconds);
+        match tokio::time::timeout(STILL_LISTENS, self.open_session()).await {
+            Ok(Ok(session)) => {
+                self.session = Some(session);
+                self.shut_down(grace).await
+            }
+            // It is on its way down already, or hangs.
+            _ => self.agent.hands.wait_end(self.row.id, STILL_LISTENS).await.unwrap_or(false),
+        }
     }
 
     async fn recover_sleep(&mut self) {
@@ -100,10 +128,13 @@ impl Task {
 
     async fn lost_without_agent(&mut self, error: &ActError) {
         let rebooted = self.row.process.as_ref().is_some_and(|p| p.boot_id != self.agent.boot_id);
+        let ended = !self.row.process.as_ref().is_some_and(|p| p.is_alive().unwrap_or(false));
         let reason = if rebooted {
             "the host was rebooted".to_owned()
+        } else if ended {
+            "the VMM ended while no agent was running; its exit status is unknown".to_owned()
         } else {
-            format!("the VMM ended while no agent was running, exit status unknown: {error}")
+            format!("the machine could not be taken over when the agent started again: {error}")
         };
         self.lost(reason).await;
         if rebooted {

@@ -29,7 +29,7 @@ impl Task {
     }
 
     /// Asks the guest to end; whether its VMM did in time.
-    async fn shut_down(&mut self, grace: u32) -> bool {
+    pub(super) async fn shut_down(&mut self, grace: u32) -> bool {
         let Some(session) = self.session.take() else { return false };
         let request = GuestRequest::Shutdown { grace_secs: grace };
         if let Err(error) = session.ask(&request, "Shutdown", Duration::from_secs(5)).await {

@@ -173,17 +173,25 @@ impl Task {
     pub(super) async fn bring_up(&mut self, asker: Asker) -> Result<(), ActError> {
         // Quotas may have changed since.
         self.tenant = self.agent.tenant(&self.tenant.id).await.map_err(failed)?;
+        if self.tenant.doomed {
+            return Err(failed(format!("tenant {} is being destroyed", self.tenant.id)));
+        }
         let result = match self.row.state {
             InstanceState::Running => return Ok(()),
             InstanceState::Sleeping => self.wake(asker).await,
             _ => self.start(asker).await,
         };
-        match &result {
+        self.keep_books(&result).await;
+        result
+    }
+
+    /// For the restart policy: how an attempt to run went.
+    pub(super) async fn keep_books(&mut self, attempt: &Result<(), ActError>) {
+        match attempt {
             Ok(()) => self.restart.running_since = Some(Instant::now()),
             Err(_) if self.row.state == InstanceState::Failed => self.schedule_restart().await,
             Err(_) => {}
         }
-        result
     }
 
     async fn hold(&mut self) -> Result<Lease, ActError> {
