@@ -61,18 +61,9 @@ impl Task {
         tracing::warn!(instance = %self.row.address(), %why, "cold start in place of a wake");
         self.session = None;
         self.agent.discard_vmm(&self.row).await;
-        self.discard_snapshot().await;
         self.row.snapshot = None;
         self.row.process = None;
-        let audit = Audit::new(self.row.address(), "WakeRefused", why.clone());
-        self.save(vec![audit]).await?;
-        let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
-        if self.admission.is_none() {
-            self.admission =
-                Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
-        }
-        self.row.launched = Some(Recorded { revision: pool.revision, resources: pool.spec.resources });
-        match self.boot(Intent::Wake).await {
+        match self.boot_instead(&why).await {
             Ok(confirmed) => {
                 let reason = format!("started cold in place of a wake: {why}");
                 self.now_running(
@@ -90,6 +81,18 @@ impl Task {
                 Err(error)
             }
         }
+    }
+
+    async fn boot_instead(&mut self, why: &str) -> Result<Instant, ActError> {
+        self.save(vec![Audit::new(self.row.address(), "WakeRefused", why)]).await?;
+        self.discard_snapshot().await;
+        let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
+        if self.admission.is_none() {
+            self.admission =
+                Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
+        }
+        self.row.launched = Some(Recorded { revision: pool.revision, resources: pool.spec.resources });
+        self.boot(Intent::Wake).await
     }
 
     /// Boots cold and comes up. Gives the moment at which the guest had confirmed who it is.
@@ -184,6 +187,8 @@ impl Task {
         self.agent.discard_vmm(&self.row).await;
         self.row.process = None;
         self.row.snapshot = None;
+        // Whoever wanted it is told now; it is not tried behind their back later.
+        self.row.goal = None;
         let reason = match console {
             Some(tail) => format!("{what}: {error}; its console ended with: {tail}"),
             None => format!("{what}: {error}"),
