@@ -371,10 +371,8 @@ pub(crate) fn write(
         let source = io::Error::from(io::ErrorKind::AlreadyExists);
         return Err(source).doing(|| format!("write a snapshot over {}; remove it first", folder.display()));
     }
-    let mut partial = folder.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    remove(&partial)?;
+    let partial = partial_of(folder);
+    remove_folder(&partial)?;
     let written = write_parts(&partial, memory, device, about).and_then(|info| {
         fs::rename(&partial, folder).doing(|| format!("name the snapshot {}", folder.display()))?;
         sync_folder(folder.parent().unwrap_or(Path::new("/")))?;
@@ -382,16 +380,28 @@ pub(crate) fn write(
     });
     if written.is_err() {
         // The first error is the one to tell.
-        let _ = remove(&partial);
+        let _ = remove_folder(&partial);
     }
     written
 }
 
-/// Removes a snapshot, or what is left of one; that there is none is fine.
+/// Where a snapshot is until it is whole.
+fn partial_of(folder: &Path) -> PathBuf {
+    let mut partial = folder.as_os_str().to_owned();
+    partial.push(".partial");
+    partial.into()
+}
+
+/// Removes a snapshot, or what is left of one, also of one that never became whole; that there is none is fine.
 ///
 /// # Errors
 /// If it cannot be removed.
 pub fn remove(folder: &Path) -> Result<()> {
+    remove_folder(folder)?;
+    remove_folder(&partial_of(folder))
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.doing(|| format!("remove {}", folder.display())),
