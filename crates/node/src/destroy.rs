@@ -7,7 +7,7 @@ use mvm_protocol::api::{ApiError, ErrorCode};
 
 use crate::agent::{Agent, AgentError};
 use crate::kill_point::{KillPoint, reached};
-use crate::machine::Machine;
+use crate::machine::{ActError, Machine};
 use crate::store::{self, StoreError};
 
 impl From<AgentError> for ApiError {
@@ -57,11 +57,14 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
 /// Destroys one instance.
 pub async fn instance(agent: &Arc<Agent>, machine: &Machine) -> Result<String, ApiError> {
     let address = machine.view().row.address();
-    machine.destroy().await.map_err(|error| ApiError {
-        code: ErrorCode::Failed,
-        message: format!("{address}: {error}"),
-        key: None,
-    })?;
+    match machine.destroy().await {
+        // Somebody else's wish for the same was done first.
+        Ok(()) | Err(ActError::Gone) => {}
+        Err(error) => {
+            let message = format!("{address}: {error}");
+            return Err(ApiError { code: ErrorCode::Failed, message, key: None });
+        }
+    }
     agent.forget_machine(machine.id);
     Ok(address)
 }

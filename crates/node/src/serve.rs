@@ -114,8 +114,11 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
         .await?;
     let known = instances.iter().map(|row| (row.id, row.process.clone())).collect();
     agent.hands.remove_strays(known, tenants.iter().map(|tenant| tenant.net_id).collect()).await?;
-    for tenant in &tenants {
-        agent.hands.ensure_network(agent.network_of(tenant)).await?;
+    for tenant in tenants.iter().filter(|tenant| !tenant.doomed) {
+        // One tenant's trouble is not the others'.
+        if let Err(error) = agent.hands.ensure_network(agent.network_of(tenant)).await {
+            tracing::error!(tenant = %tenant.id, %error, "a tenant's network could not be repaired");
+        }
     }
     let priority = |row: &store::InstanceRow| {
         let pool = pools.iter().find(|p| p.tenant == row.place.tenant && p.spec.id == row.place.pool);
@@ -126,7 +129,8 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
     for row in instances {
         let Some(tenant) = tenants.iter().find(|tenant| tenant.id == row.place.tenant) else { continue };
         let Some(ip) = tenant.subnet.machine_ip(row.place.offset) else { continue };
-        let doomed = row.intent == Some(store::Intent::Destroy);
+        // The others of a doomed tenant go with it.
+        let doomed = row.intent == Some(store::Intent::Destroy) && !tenant.doomed;
         let machine = agent.add_machine(tenant, row, ip);
         if doomed {
             let agent = Arc::clone(agent);
