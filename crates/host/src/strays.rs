@@ -1,11 +1,11 @@
 //! What an earlier agent left that nobody owns: VMMs whose launch was never recorded, files of instances that were never
 //! committed, networks of tenants that are gone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use mvm_model::{InstanceId, NetId};
-use mvm_vmm::{ProcessIdentity, kill_process};
+use mvm_vmm::{ProcessIdentity, kill_process, recorded_process};
 
 use crate::HostError;
 use crate::host::{Host, remove_folder};
@@ -16,11 +16,12 @@ impl Host {
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
         networks: Vec<NetId>,
     ) -> Result<(), HostError> {
-        let known: BTreeSet<u32> =
-            instances.iter().filter_map(|(_, process)| Some(process.as_ref()?.pid)).collect();
-        for process in self.vmms()?.into_iter().filter(|process| !known.contains(&process.pid)) {
+        let known: HashSet<ProcessIdentity> =
+            instances.iter().filter_map(|(_, process)| process.clone()).collect();
+        let found: HashSet<ProcessIdentity> = self.vmms()?.into_iter().chain(self.recorded()?).collect();
+        for process in found.difference(&known) {
             tracing::warn!(pid = process.pid, "ending a VMM that no instance has");
-            kill_process(&process).await?;
+            kill_process(process).await?;
         }
         let ids: BTreeSet<String> = instances.iter().map(|(id, _)| id.to_string()).collect();
         self.blocking(move |inner| {
@@ -36,6 +37,20 @@ impl Host {
             Ok(())
         })
         .await
+    }
+
+    /// Processes that run folders name: a VMM to be may not carry anything of this agent's yet.
+    fn recorded(&self) -> Result<Vec<ProcessIdentity>, HostError> {
+        let runs = self.paths().runs();
+        let folders = std::fs::read_dir(&runs).map_err(HostError::at(&runs))?.flatten();
+        let processes = folders.filter_map(|folder| match recorded_process(&folder.path()) {
+            Ok(process) => process,
+            Err(error) => {
+                tracing::warn!(%error, folder = %folder.path().display(), "its VMM is not known");
+                None
+            }
+        });
+        Ok(processes.collect())
     }
 
     /// Processes with a uid of this agent's range that carry its tag: VMMs of its own, recorded or not.

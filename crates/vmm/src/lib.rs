@@ -46,7 +46,7 @@ pub use engine::{Engine, Machine, MachineSpec, MemoryBase, MemoryUsage, Start};
 pub use error::{Error, Result};
 pub use launch::{LAUNCH_ARGUMENT, Launcher, launcher_main};
 pub use process::{ProcessIdentity, boot_id, kill_process};
-pub use qemu::{Detection, QemuEngine};
+pub use qemu::{Detection, QemuEngine, recorded_process};
 pub use qmp::QmpError;
 pub use shape::{Device, EngineVersion, Misfit, Shape};
 pub use snapshot::{

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -61,6 +62,7 @@ fn launch(socket: &mut UnixStream) -> Result<Infallible> {
     drop_privileges(&plan)?;
     seccomp::install()
         .map_err(|error| Error::Answer(format!("cannot install the seccomp filter: {error}")))?;
+    require_agent(socket)?;
     let error = Command::new(&plan.program).args(&plan.arguments).env_clear().exec();
     Err(error).doing(|| format!("run {}", plan.program.display()))
 }
@@ -89,6 +91,16 @@ fn receive(socket: &mut UnixStream) -> Result<(Plan, Vec<OwnedFd>)> {
     socket.read_exact(&mut body).doing(doing)?;
     let plan = serde_json::from_slice(&body).map_err(|error| Error::Answer(error.to_string()))?;
     Ok((plan, descriptors))
+}
+
+/// A VMM that nobody waits for would be nobody's.
+fn require_agent(socket: &UnixStream) -> Result<()> {
+    let mut watched = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut watched, Some(&Timespec::default())).doing(|| "look for the agent".into())?;
+    if watched[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+        return Err(Error::Answer("the agent has ended meanwhile".into()));
+    }
+    Ok(())
 }
 
 /// Leaves the descriptors open over the exec, at the numbers that the arguments name.

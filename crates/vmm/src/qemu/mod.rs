@@ -85,7 +85,7 @@ impl Engine for QemuEngine {
     }
 
     fn find(&self, spec: &MachineSpec) -> Result<Option<ProcessIdentity>> {
-        ProcessIdentity::recorded(&spec.run_dir.join(start::IDENTITY))
+        recorded_process(&spec.run_dir)
     }
 
     async fn reattach(&self, spec: &MachineSpec, identity: &ProcessIdentity) -> Result<Box<dyn Machine>> {
@@ -107,6 +107,15 @@ impl Engine for QemuEngine {
         Cgroup::existing(&spec.name)?.remove();
         Ok(())
     }
+}
+
+/// The process of the VMM that was launched last in a run folder, if it still lives: also one that is only about to
+/// become a VMM and looks like none yet.
+///
+/// # Errors
+/// If what is recorded cannot be read.
+pub fn recorded_process(run_dir: &Path) -> Result<Option<ProcessIdentity>> {
+    ProcessIdentity::recorded(&run_dir.join(start::IDENTITY))
 }
 
 /// The agent's own descriptor of the data disk: what it flushes is what the VMM wrote.
