@@ -10,6 +10,7 @@ use mvm_model::{InstanceSelector, Role, TenantId};
 use mvm_protocol::proxy;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Agent;
@@ -129,8 +130,14 @@ fn describe(error: &std::io::Error) -> String {
 }
 
 async fn listen(agent: Arc<Agent>, tenant: TenantRow, publish: Publish, listener: TcpListener) {
+    // Connections end with their listener: one that stayed would keep a destroyed tenant's namespace alive.
+    let mut connections = JoinSet::new();
     loop {
-        let (client, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (client, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: that passes.
@@ -140,7 +147,7 @@ async fn listen(agent: Arc<Agent>, tenant: TenantRow, publish: Publish, listener
             }
         };
         let (agent, tenant, publish) = (Arc::clone(&agent), tenant.clone(), publish.clone());
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let std::net::SocketAddr::V4(peer) = peer else { return };
             if let Err(error) = carry(&agent, &tenant, &publish, client, peer).await {
                 tracing::info!(tenant = %tenant.id, port = publish.port, %peer, %error, "a connection failed");
@@ -171,6 +178,10 @@ async fn carry(
     }
     client.set_nodelay(true)?;
     inside.set_nodelay(true)?;
-    tokio::io::copy_bidirectional(&mut client, &mut inside).await?;
+    tokio::select! {
+        copied = tokio::io::copy_bidirectional(&mut client, &mut inside) => copied.map(drop)?,
+        // Nobody is there to answer any more, or to say so: the client would wait for minutes.
+        () = machine.lost_memory() => {}
+    }
     Ok(())
 }

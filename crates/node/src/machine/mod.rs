@@ -227,6 +227,21 @@ impl Machine {
         self.view.borrow().row.state
     }
 
+    /// Resolves when its memory is gone, and with it the other end of every connection to it. Asleep it is not.
+    pub async fn lost_memory(&self) {
+        let mut view = self.view.clone();
+        let lost = |view: &View| match view.row.state {
+            InstanceState::Running | InstanceState::Warm | InstanceState::Sleeping => false,
+            InstanceState::Created
+            | InstanceState::Ready
+            | InstanceState::Stopped
+            | InstanceState::Failed
+            | InstanceState::Destroyed => true,
+        };
+        // A task that is gone has taken its machine along.
+        let _ = view.wait_for(lost).await;
+    }
+
     /// How many leases keep it awake.
     pub fn holds(&self) -> usize {
         self.leases.count()
