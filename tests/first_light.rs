@@ -32,6 +32,9 @@ mod probe;
 #[path = "first_light/refusals.rs"]
 mod refusals;
 
+#[path = "first_light/restart.rs"]
+mod restart;
+
 #[path = "first_light/secrets.rs"]
 mod secrets;
 

@@ -87,7 +87,7 @@ fn end_agent(folder: &Path) {
     }
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         // It may end just now.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -100,19 +100,27 @@ pub(crate) fn namespaces() -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Cgroups of VMMs that carry a tag, in every hierarchy.
 fn remove_cgroups(tag: &str) {
+    for folder in cgroups(tag) {
+        let _ = std::fs::remove_dir(folder);
+    }
+}
+
+/// Cgroups of VMMs that carry a tag, in every hierarchy.
+pub(crate) fn cgroups(tag: &str) -> Vec<PathBuf> {
     let name = format!("mvm-{tag}-");
+    let mut found = Vec::new();
     let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
     for depth in 0..3 {
         let mut next = Vec::new();
         for entry in folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten() {
             if entry.file_name().to_string_lossy().contains(&name) {
-                let _ = std::fs::remove_dir(entry.path());
+                found.push(entry.path());
             } else if depth < 2 && entry.path().is_dir() {
                 next.push(entry.path());
             }
         }
         folders = next;
     }
+    found
 }

@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 client for published ports: a test sees every byte, and holds the connection itself.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -48,17 +48,26 @@ impl Connection {
     /// Connects to a port of a namespace's loopback.
     #[track_caller]
     pub fn open(namespace: &Namespace, port: u16) -> Self {
-        let stream = namespace.inside(|| TcpStream::connect(("127.0.0.1", port)));
-        let stream = stream.unwrap_or_else(|error| panic!("port {port}: {error}"));
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-        Self { reader: BufReader::new(stream) }
+        Self::try_open(namespace, port).unwrap_or_else(|error| panic!("port {port}: {error}"))
+    }
+
+    /// Connects to a port of a namespace's loopback, if somebody listens there.
+    pub fn try_open(namespace: &Namespace, port: u16) -> io::Result<Self> {
+        let stream = namespace.inside(|| TcpStream::connect(("127.0.0.1", port)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+        Ok(Self { reader: BufReader::new(stream) })
     }
 
     /// Sends a GET and reads the answer.
     #[track_caller]
     pub fn get(&mut self, path: &str) -> Response {
-        self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
-        self.response()
+        self.try_get(path).unwrap_or_else(|error| panic!("no answer to GET {path}: {error}"))
+    }
+
+    /// Sends a GET and reads the answer, if one comes.
+    pub fn try_get(&mut self, path: &str) -> io::Result<Response> {
+        self.reader.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes())?;
+        self.try_response()
     }
 
     /// Sends bytes as they are.
@@ -70,22 +79,26 @@ impl Connection {
     /// Reads one answer, by its length or chunks.
     #[track_caller]
     pub fn response(&mut self) -> Response {
-        let status = self.line();
-        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let status = status.unwrap_or_else(|| panic!("no HTTP answer: {status:?}"));
+        self.try_response().unwrap_or_else(|error| panic!("no answer: {error}"))
+    }
+
+    fn try_response(&mut self) -> io::Result<Response> {
+        let line = self.line()?;
+        let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other(format!("no HTTP answer: {line:?}")))?;
         let mut headers = Vec::new();
         loop {
-            let line = self.line();
+            let line = self.line()?;
             let Some((name, value)) = line.split_once(':') else { break };
             headers.push((name.to_lowercase(), value.trim().to_owned()));
         }
         let mut response = Response { status, headers, body: Vec::new() };
         if response.header("transfer-encoding") == Some("chunked") {
-            response.body = self.chunks();
+            response.body = self.chunks()?;
         } else if let Some(length) = response.header("content-length") {
-            response.body = self.exactly(length.parse().unwrap());
+            response.body = self.exactly(length.parse().map_err(io::Error::other)?)?;
         }
-        response
+        Ok(response)
     }
 
     /// Everything up to the end of the connection, however it ends.
@@ -96,28 +109,28 @@ impl Connection {
         bytes
     }
 
-    fn chunks(&mut self) -> Vec<u8> {
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let size = self.line();
-            let size = usize::from_str_radix(size.trim(), 16).unwrap();
-            body.extend(self.exactly(size));
-            self.line();
+            let size = self.line()?;
+            let size = usize::from_str_radix(size.trim(), 16).map_err(io::Error::other)?;
+            body.extend(self.exactly(size)?);
+            self.line()?;
             if size == 0 {
-                return body;
+                return Ok(body);
             }
         }
     }
 
-    fn exactly(&mut self, length: usize) -> Vec<u8> {
+    fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.reader.read_exact(&mut bytes).unwrap();
-        bytes
+        self.reader.read_exact(&mut bytes)?;
+        Ok(bytes)
     }
 
-    fn line(&mut self) -> String {
+    fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        self.reader.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
     }
 }

@@ -19,6 +19,9 @@ pub use http::{Connection, Response};
 pub use namespace::Namespace;
 pub use serde_json::{Value, json};
 
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// One agent, with everything that belongs to it.
 #[derive(Debug)]
 pub struct Lab {
@@ -99,6 +102,52 @@ impl Lab {
         let mut agent = self.agent.take().expect("the agent runs");
         agent.kill().unwrap();
         agent.wait().unwrap();
+    }
+
+    /// Kills the agent and starts it again with more in its environment.
+    pub fn restart_agent_with(&mut self, environment: &[(&str, &str)]) {
+        self.kill_agent();
+        self.start_agent_with(environment);
+    }
+
+    /// Waits until the agent has been killed, by itself at a point that `MVM_KILL_AT` named.
+    #[track_caller]
+    pub fn wait_for_killed_agent(&mut self, point: &str) {
+        use std::os::unix::process::ExitStatusExt;
+        let mut agent = self.agent.take().expect("the agent runs");
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = agent.try_wait().unwrap() {
+                break status;
+            }
+            if begun.elapsed() > PATIENCE {
+                self.agent = Some(agent);
+                panic!("the agent did not die at {point}; only a debug build does");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(status.signal(), Some(9), "the agent ended by itself: {status}");
+    }
+
+    /// Waits until nothing is being done to any machine.
+    #[track_caller]
+    pub fn settle(&self) {
+        self.wait_for("nothing is in progress", || {
+            // Whatever a machine's task does first after a restart comes before this.
+            let list = self.json(&["instance", "list"]);
+            list.as_array().unwrap().iter().all(|instance| {
+                let quiet = instance["act"].is_null();
+                quiet && instance["state"] != "ready"
+            })
+        });
+    }
+
+    /// Names of the cgroups that this agent's machines have.
+    pub fn cgroups(&self) -> std::collections::BTreeSet<String> {
+        cleanup::cgroups(&self.tag())
+            .iter()
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+            .collect()
     }
 
     /// Asks the agent to end, and waits for it.
@@ -211,6 +260,11 @@ impl Lab {
         self.connect(port).get(path)
     }
 
+    /// Sends a GET to a published port; nothing where the connection does not come to an answer.
+    pub fn try_get(&self, port: u16, path: &str) -> Option<Response> {
+        Connection::try_open(&self.namespace, port).ok()?.try_get(path).ok()
+    }
+
     /// Connects to a published port.
     pub fn connect(&self, port: u16) -> Connection {
         Connection::open(&self.namespace, port)
@@ -221,12 +275,18 @@ impl Lab {
         cleanup::vmms(&self.tag())
     }
 
-    /// Waits until something holds; a minute at most.
+    /// Network namespaces of this agent's tenants.
+    pub fn namespaces(&self) -> Vec<String> {
+        let prefix = format!("mvm-{}-", self.tag());
+        cleanup::namespaces().into_iter().filter(|name| name.starts_with(&prefix)).collect()
+    }
+
+    /// Waits until something holds; so long only on a host that is very busy.
     #[track_caller]
     pub fn wait_for(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let begun = Instant::now();
         while !holds() {
-            assert!(begun.elapsed() < Duration::from_secs(90), "waited in vain: {what}");
+            assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -251,6 +311,11 @@ impl Drop for Lab {
         }
         cleanup::remove(&self.folder);
     }
+}
+
+/// Kills a process that belongs to a lab, as from outside.
+pub fn kill(pid: u32) {
+    cleanup::kill(pid);
 }
 
 /// The checkout's root.

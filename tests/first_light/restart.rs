@@ -1,0 +1,237 @@
+//! The agent dies by SIGKILL and is started again: after every step of every act, and at any moment.
+
+#[path = "../../crates/node/src/kill_point/table.rs"]
+mod kill_point;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+pub use kill_point::KillPoint;
+use kill_point::KillPoint::*;
+use mvm_harness::{Lab, Value};
+
+use crate::manifest::{Echo, echo};
+
+const GATEWAY: &str = "alice/gateways";
+const WORKER: &str = "alice/workers";
+
+/// The test that takes care of a point. A new point does not compile without one.
+const fn act(point: KillPoint) -> &'static str {
+    match point {
+        DeployDisksMade | DeployCommitted | DeployNetworkMade | StartBegun | StartLaunched
+        | StartRecorded | StartGoing | StartConfirmed | StartReady | StartCommitted => "deploy",
+        SleepBegun | SleepDrained | SleepPaused | SleepWritten | SleepCommitted | SleepEnded => "sleep",
+        WakeBegun | WakeLaunched | WakeRecorded | WakeRestored | WakeConsumed | WakeGoing | WakeConfirmed
+        | WakeReady | WakeCommitted => "wake",
+        StopBegun | StopShutDown | StopEnded => "stop",
+        DestroyMarked
+        | DestroyBegun
+        | DestroyEnded
+        | DestroyFilesRemoved
+        | DestroyMachinesGone
+        | DestroyNetworkRemoved => "destroy",
+    }
+}
+
+/// The points of one test.
+pub fn points_of(name: &str) -> impl Iterator<Item = KillPoint> {
+    KillPoint::ALL.iter().copied().filter(move |point| act(*point) == name)
+}
+
+/// Lets the agent die at a point of the act that a command asks for, and starts it again.
+#[track_caller]
+pub fn kill_at(lab: &mut Lab, point: &str, command: &[&str]) {
+    lab.restart_agent_with(&[("MVM_KILL_AT", point)]);
+    lab.settle();
+    die_in(lab, point, command);
+    lab.start_agent();
+}
+
+/// The command does not get to its end, because the agent dies in it.
+#[track_caller]
+fn die_in(lab: &mut Lab, point: &str, command: &[&str]) {
+    eprintln!("at {point}");
+    let output = lab.try_mvm(command);
+    lab.wait_for_killed_agent(point);
+    assert!(!output.status.success() || point.ends_with("committed"), "mvm {command:?} came to its end");
+}
+
+/// Nothing is doubled, orphaned or left over: there are the VMMs that the agent lists, and networks are as they
+/// should be.
+#[track_caller]
+pub fn assert_tidy(lab: &Lab) {
+    let listed = lab.json(&["instance", "list"]);
+    let mut pids = BTreeSet::new();
+    for instance in listed.as_array().unwrap() {
+        let part = |name: &str| instance[name].as_str().unwrap();
+        let address = format!("{}/{}/{}", part("tenant"), part("pool"), part("id"));
+        let info = lab.info(&address);
+        assert!(instance["act"].is_null(), "nothing is in progress: {instance}");
+        let running = info["state"] == "running";
+        assert_eq!(info["pid"].is_u64(), running, "a VMM where it runs: {info}");
+        pids.extend(info["pid"].as_u64().map(|pid| u32::try_from(pid).unwrap()));
+        let partial = lab.data_dir().join("instances").join(part("id")).join("snapshot.partial");
+        assert!(!partial.exists(), "a part of a snapshot is left");
+        let snapshot = lab.data_dir().join("instances").join(part("id")).join("snapshot");
+        assert!(!running || !info["snapshot_bytes"].is_u64(), "a running machine has no snapshot: {info}");
+        assert!(snapshot.exists() || info["state"] != "sleeping", "a sleeping machine has one: {info}");
+    }
+    assert_eq!(lab.vmms().into_iter().collect::<BTreeSet<_>>(), pids, "the VMMs that the agent lists");
+    assert_eq!(lab.cgroups(), names_of(lab, &pids), "a cgroup for every VMM");
+    let report = lab.json(&["net", "verify"]);
+    assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{report}");
+}
+
+/// The names of running machines, as their cgroups carry them.
+fn names_of(lab: &Lab, pids: &BTreeSet<u32>) -> BTreeSet<String> {
+    let listed = lab.json(&["instance", "list"]);
+    let running = listed.as_array().unwrap().iter().filter(|i| i["state"] == "running");
+    let names: BTreeSet<String> =
+        running.map(|i| format!("mvm-{}-{}", lab.tag(), i["id"].as_str().unwrap())).collect();
+    assert_eq!(names.len(), pids.len());
+    if lab.cgroups().is_empty() { BTreeSet::new() } else { names }
+}
+
+fn pid(lab: &Lab, instance: &str) -> Value {
+    lab.info(instance)["pid"].clone()
+}
+
+/// A message through the published port is answered by the worker, now or in a while.
+#[track_caller]
+pub fn answered(lab: &Lab, port: u16) -> Value {
+    let mut answer = Value::Null;
+    lab.wait_for("a message is answered", || match lab.try_get(port, "/hello") {
+        Some(response) if response.status == 200 => {
+            answer = response.json();
+            true
+        }
+        _ => false,
+    });
+    answer
+}
+
+#[test]
+fn a_deployment_is_finished_after_the_agent_died_in_the_middle_of_it() {
+    let mut lab = Lab::without_agent();
+    let manifest = echo("alice");
+    let path = lab.file("deployment.toml", &manifest);
+    let deploy = ["deploy", path.to_str().unwrap()];
+    for point in points_of("deploy") {
+        lab.start_agent_with(&[("MVM_KILL_AT", point.name())]);
+        die_in(&mut lab, point.name(), &deploy);
+        lab.start_agent();
+        if point == DeployDisksMade {
+            assert_eq!(lab.json(&["tenant", "list"]), Value::Array(Vec::new()), "nothing was committed");
+            lab.deploy(&manifest);
+        }
+        lab.settle();
+        assert_eq!(lab.instances(GATEWAY).len() + lab.instances(WORKER).len(), 2, "at {}", point.name());
+        lab.wait_for("both run", || lab.state(GATEWAY) == "running" && lab.state(WORKER) == "running");
+        assert_tidy(&lab);
+        assert_eq!(answered(&lab, 8080)["hello"], "alice", "at {}", point.name());
+        assert!(lab.deploy(&manifest).contains("nothing to do"), "the deployment is whole");
+        lab.mvm(&["tenant", "destroy", "alice", "--force"]);
+        lab.stop_agent();
+    }
+}
+
+#[test]
+fn a_sleep_is_taken_back_or_finished_after_the_agent_died_in_the_middle_of_it() {
+    let mut lab = Lab::new();
+    lab.deploy(&echo("alice"));
+    let gateway = pid(&lab, GATEWAY);
+    let mut count = answered(&lab, 8080)["count"].as_u64().unwrap();
+    for point in points_of("sleep") {
+        let before = pid(&lab, WORKER);
+        kill_at(&mut lab, point.name(), &["instance", "sleep", WORKER]);
+        lab.settle();
+        let committed = matches!(point, SleepCommitted | SleepEnded);
+        let after = lab.info(WORKER);
+        if committed {
+            assert_eq!(after["state"], "sleeping", "at {}", point.name());
+        } else {
+            assert_eq!((&after["state"], &after["pid"]), (&"running".into(), &before), "at {}", point.name());
+        }
+        assert_tidy(&lab);
+        count += 1;
+        assert_eq!(answered(&lab, 8080)["count"], count, "its memory is whole, at {}", point.name());
+        assert_eq!(lab.info(WORKER)["last_start"]["how"] == "wake", count > 5, "at {}", point.name());
+        assert_eq!(pid(&lab, GATEWAY), gateway, "the gateway was not disturbed");
+        let cancelled = lab.events("alice", "SleepCancelled").len();
+        assert_eq!(cancelled as u64, count.min(5) - 1, "what was taken back is told, at {}", point.name());
+    }
+}
+
+#[test]
+fn a_wake_is_done_again_or_done_cold_after_the_agent_died_in_the_middle_of_it() {
+    let mut lab = Lab::new();
+    lab.deploy(&echo("alice"));
+    let gateway = pid(&lab, GATEWAY);
+    let mut count = answered(&lab, 8080)["count"].as_u64().unwrap();
+    for point in points_of("wake") {
+        lab.mvm(&["instance", "sleep", WORKER]);
+        kill_at(&mut lab, point.name(), &["instance", "wake", WORKER]);
+        lab.settle();
+        let info = lab.info(WORKER);
+        assert_eq!(info["state"], "running", "at {}: {info}", point.name());
+        assert_tidy(&lab);
+        let refused = lab.events("alice", "WakeRefused");
+        let again = answered(&lab, 8080)["count"].as_u64().unwrap();
+        if matches!(point, WakeBegun | WakeLaunched | WakeRecorded | WakeRestored | WakeCommitted) {
+            count += 1;
+            assert_eq!(again, count, "its snapshot was not consumed, or it had woken, at {}", point.name());
+            assert_eq!(info["last_start"]["how"], "wake");
+            assert_eq!(info["reason"], Value::Null);
+        } else {
+            count = 1;
+            assert_eq!(again, count, "a consumed snapshot is never used again, at {}", point.name());
+            assert_eq!(info["last_start"]["how"], "cold boot");
+            let reason = info["reason"].as_str().unwrap();
+            assert!(reason.contains("its snapshot had been consumed when the agent ended"), "{reason}");
+            let detail = refused.last().unwrap()["detail"].as_str().unwrap();
+            assert!(detail.contains("consumed when the agent ended"), "{detail}");
+        }
+        assert_eq!(pid(&lab, GATEWAY), gateway, "the gateway was not disturbed");
+    }
+    assert_eq!(lab.events("alice", "WakeRefused").len(), 4);
+}
+
+#[test]
+fn a_stop_is_finished_after_the_agent_died_in_the_middle_of_it() {
+    let mut lab = Lab::new();
+    lab.deploy(&echo("alice"));
+    for point in points_of("stop") {
+        lab.mvm(&["instance", "start", WORKER]);
+        kill_at(&mut lab, point.name(), &["instance", "stop", WORKER]);
+        lab.settle();
+        assert_eq!(lab.state(WORKER), "stopped", "at {}", point.name());
+        assert_tidy(&lab);
+    }
+    let stopped = lab.events("alice", "InstanceStopped");
+    assert_eq!(stopped[0]["detail"], "in order", "the guest was told again");
+}
+
+#[test]
+fn machines_run_on_and_answer_while_the_agent_is_killed_at_any_moment() {
+    let mut lab = Lab::new();
+    lab.deploy(&Echo { workers: 2, ..Echo::default() }.manifest());
+    let gateway = pid(&lab, GATEWAY);
+    let workers = lab.instances(WORKER);
+    let (busy, still) = (&workers[0], &workers[1]);
+    let undisturbed = pid(&lab, still);
+    // Moments in milliseconds after the command; they need not hit anything to be worth trying.
+    for (round, moment) in [3, 17, 29, 41, 67, 97, 131, 173].into_iter().enumerate() {
+        let act = if lab.state(busy) == "sleeping" { "wake" } else { "sleep" };
+        let mut command = lab.mvm_beside(&["instance", act, busy]);
+        std::thread::sleep(Duration::from_millis(moment));
+        lab.kill_agent();
+        command.wait().unwrap();
+        lab.start_agent();
+        lab.settle();
+        let state = lab.state(busy);
+        assert!(state == "running" || state == "sleeping", "round {round}: {}", lab.info(busy));
+        assert_tidy(&lab);
+        assert_eq!((pid(&lab, GATEWAY), pid(&lab, still)), (gateway.clone(), undisturbed.clone()));
+        answered(&lab, 8080);
+    }
+}
