@@ -20,6 +20,9 @@ mod host_requests;
 #[path = "first_light/isolation.rs"]
 mod isolation;
 
+#[path = "first_light/failure.rs"]
+mod failure;
+
 #[path = "first_light/manifest.rs"]
 mod manifest;
 
