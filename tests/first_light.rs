@@ -20,6 +20,9 @@ mod host_requests;
 #[path = "first_light/isolation.rs"]
 mod isolation;
 
+#[path = "first_light/destroy.rs"]
+mod destroy;
+
 #[path = "first_light/failure.rs"]
 mod failure;
 
