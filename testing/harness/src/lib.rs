@@ -87,6 +87,12 @@ impl Lab {
 
     /// Starts the agent with more in its environment.
     pub fn start_agent_with(&mut self, environment: &[(&str, &str)]) {
+        self.spawn_agent_with(environment);
+        self.wait_for("the agent answers", || self.try_mvm(&["agent", "status"]).status.success());
+    }
+
+    /// Starts the agent, which may end before it ever answers.
+    pub fn spawn_agent_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.agent.is_none(), "the lab's agent runs already");
         std::fs::create_dir_all(self.run_dir()).unwrap();
         let log = std::fs::File::options().append(true).create(true).open(self.log()).unwrap();
@@ -94,7 +100,6 @@ impl Lab {
         command.args(["agent", "serve"]).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.agent = Some(command.spawn().expect("the agent starts"));
-        self.wait_for("the agent answers", || self.try_mvm(&["agent", "status"]).status.success());
     }
 
     /// Kills the agent as a crash would.
@@ -133,12 +138,8 @@ impl Lab {
     #[track_caller]
     pub fn settle(&self) {
         self.wait_for("nothing is in progress", || {
-            // Whatever a machine's task does first after a restart comes before this.
             let list = self.json(&["instance", "list"]);
-            list.as_array().unwrap().iter().all(|instance| {
-                let quiet = instance["act"].is_null();
-                quiet && instance["state"] != "ready"
-            })
+            list.as_array().unwrap().iter().all(|instance| instance["act"].is_null())
         });
     }
 

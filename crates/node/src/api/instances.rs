@@ -68,7 +68,7 @@ fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSummary {
         id: machine.id,
         role,
         state: view.row.state,
-        act: act.map(str::to_owned),
+        act: act.or(view.settling.then_some("settling")).map(str::to_owned),
         ip: machine.ip,
         since: view.row.since,
     }

@@ -115,6 +115,8 @@ pub struct View {
     pub row: InstanceRow,
     /// What is being done to it.
     pub act: Option<Intent>,
+    /// What an earlier agent left is not finished or undone yet.
+    pub settling: bool,
 }
 
 /// A machine, for everyone but its task.

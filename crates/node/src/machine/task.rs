@@ -39,6 +39,7 @@ pub(super) struct Task {
     /// Commands that were taken out of the mailbox and are still to be done.
     pending: VecDeque<Command>,
     view: watch::Sender<View>,
+    settling: bool,
     restart: Restart,
 }
 
@@ -54,7 +55,7 @@ struct Restart {
 /// left, then takes commands.
 pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Addr) -> Machine {
     let (sender, mailbox) = mpsc::unbounded_channel();
-    let (view_sender, view) = watch::channel(View { row: row.clone(), act: row.intent });
+    let (view_sender, view) = watch::channel(View { row: row.clone(), act: row.intent, settling: true });
     let leases = Leases::new();
     let machine = Machine {
         id: row.id,
@@ -75,6 +76,7 @@ pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Add
         mailbox,
         pending: VecDeque::new(),
         view: view_sender,
+        settling: true,
         restart: Restart::default(),
     };
     tokio::spawn(task.run());
@@ -84,6 +86,8 @@ pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Add
 impl Task {
     async fn run(mut self) {
         self.recover().await;
+        self.settling = false;
+        self.show();
         let mut clock = tokio::time::interval(CLOCK_EVERY);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -365,7 +369,7 @@ impl Task {
 
     /// Shows others the row as it is.
     pub(super) fn show(&self) {
-        self.view.send_replace(View { row: self.row.clone(), act: self.row.intent });
+        self.view.send_replace(View { row: self.row.clone(), act: self.row.intent, settling: self.settling });
     }
 
     async fn destroy(&mut self) -> Result<(), ActError> {
