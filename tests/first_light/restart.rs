@@ -235,3 +235,89 @@ fn machines_run_on_and_answer_while_the_agent_is_killed_at_any_moment() {
         answered(&lab, 8080);
     }
 }
+
+#[test]
+fn an_agent_that_dies_while_it_finishes_what_another_left_leaves_it_to_the_next() {
+    let mut lab = Lab::new();
+    lab.deploy(&echo("alice"));
+    for (first, second) in [(WakeLaunched, WakeConsumed), (WakeConsumed, StartLaunched)] {
+        answered(&lab, 8080);
+        lab.mvm(&["instance", "sleep", WORKER]);
+        lab.restart_agent_with(&[("MVM_KILL_AT", first.name())]);
+        die_in(&mut lab, first.name(), &["instance", "wake", WORKER]);
+        lab.spawn_agent_with(&[("MVM_KILL_AT", second.name())]);
+        lab.wait_for_killed_agent(second.name());
+        lab.start_agent();
+        lab.settle();
+        let info = lab.info(WORKER);
+        assert_eq!((&info["state"], &info["last_start"]["how"]), (&"running".into(), &"cold boot".into()));
+        assert!(info["reason"].as_str().unwrap().contains("had been consumed"), "{info}");
+        assert_tidy(&lab);
+        assert_eq!(answered(&lab, 8080)["count"], 1);
+    }
+}
+
+#[test]
+fn what_begins_asleep_is_asleep_after_the_agent_died_on_the_way_there() {
+    let mut lab = Lab::without_agent();
+    let keys = "desired_sleeping = 1";
+    let manifest = Echo { workers: 0, worker_keys: keys, ..Echo::default() }.manifest();
+    let path = lab.file("deployment.toml", &manifest);
+    for point in [StartGoing, SleepPaused, SleepCommitted] {
+        lab.start_agent_with(&[("MVM_KILL_AT", point.name())]);
+        die_in(&mut lab, point.name(), &["deploy", path.to_str().unwrap()]);
+        lab.start_agent();
+        lab.wait_for("it is asleep", || lab.state(WORKER) == "sleeping" && lab.state(GATEWAY) == "running");
+        lab.settle();
+        assert_tidy(&lab);
+        assert_eq!(answered(&lab, 8080)["count"], 1);
+        lab.mvm(&["tenant", "destroy", "alice", "--force"]);
+        lab.stop_agent();
+    }
+}
+
+#[test]
+fn what_was_deployed_and_not_handed_over_reaches_machines_that_run() {
+    let mut lab = Lab::new();
+    lab.deploy(&echo("alice"));
+    let gateway = pid(&lab, GATEWAY);
+    let more = r#"
+[[publish]]
+port = 8090
+pool = "gateways"
+target_port = 8090
+
+[[routes]]
+name = "another"
+match_rule = { port = 8090 }
+target = { pool_id = "workers", instance_selector = "any", target_port = 8080 }
+"#;
+    let path = lab.file("more.toml", &Echo { more, ..Echo::default() }.manifest());
+    kill_at(&mut lab, DeployCommitted.name(), &["deploy", path.to_str().unwrap()]);
+    assert_eq!(answered(&lab, 8090)["hello"], "alice");
+    assert_eq!(pid(&lab, GATEWAY), gateway);
+    assert_tidy(&lab);
+}
+
+#[test]
+fn a_deployment_is_finished_after_the_agent_was_killed_at_any_moment_of_it() {
+    let mut lab = Lab::without_agent();
+    let path = lab.file("deployment.toml", &echo("alice"));
+    for moment in [150, 900, 2200, 4100] {
+        lab.start_agent();
+        let mut command = lab.mvm_beside(&["deploy", path.to_str().unwrap()]);
+        std::thread::sleep(Duration::from_millis(moment));
+        lab.kill_agent();
+        command.wait().unwrap();
+        lab.start_agent();
+        // Before the commit there is nothing, after it everything.
+        lab.mvm(&["deploy", path.to_str().unwrap()]);
+        lab.settle();
+        assert_eq!(lab.instances(GATEWAY).len() + lab.instances(WORKER).len(), 2, "after {moment} ms");
+        lab.wait_for("both run", || lab.state(GATEWAY) == "running" && lab.state(WORKER) == "running");
+        assert_tidy(&lab);
+        assert_eq!(answered(&lab, 8080)["count"], 1, "after {moment} ms");
+        lab.mvm(&["tenant", "destroy", "alice", "--force"]);
+        lab.stop_agent();
+    }
+}
