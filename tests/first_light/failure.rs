@@ -17,6 +17,15 @@ fn reason(lab: &Lab, instance: &str) -> String {
     lab.info(instance)["reason"].as_str().unwrap_or_default().to_owned()
 }
 
+fn kill_and_see_it_run_again(lab: &Lab, instance: &str) {
+    let before = pid(lab, instance);
+    kill(before);
+    lab.wait_for("it runs again", || {
+        let info = lab.info(instance);
+        info["state"] == "running" && info["pid"] != before
+    });
+}
+
 /// What the log says of failures of an instance.
 fn failures(lab: &Lab, instance: &str) -> Vec<Value> {
     let address = &lab.instances(instance)[0];
@@ -46,12 +55,7 @@ fn a_killed_gateway_is_started_again_by_itself_every_time() {
     lab.deploy(&echo("alice"));
     let worker = pid(&lab, WORKER);
     for time in 1..=2 {
-        let before = pid(&lab, GATEWAY);
-        kill(before);
-        lab.wait_for("it runs again", || {
-            let info = lab.info(GATEWAY);
-            info["state"] == "running" && info["pid"] != before
-        });
+        kill_and_see_it_run_again(&lab, GATEWAY);
         let failures = failures(&lab, GATEWAY);
         assert_eq!(failures.len(), time);
         assert_eq!(failures[time - 1]["detail"], KILLED);
@@ -106,8 +110,7 @@ fn what_is_never_restarted_waits_for_a_person() {
 fn a_failed_gateway_that_a_person_stopped_stays_stopped() {
     let mut lab = Lab::new();
     lab.deploy(&echo("alice"));
-    kill(pid(&lab, GATEWAY));
-    lab.wait_for("it runs again", || lab.state(GATEWAY) == "running" && failures(&lab, GATEWAY).len() == 1);
+    kill_and_see_it_run_again(&lab, GATEWAY);
     // The second restart in a row waits for a second.
     kill(pid(&lab, GATEWAY));
     lab.wait_for("it is seen", || lab.state(GATEWAY) == "failed");
