@@ -116,9 +116,11 @@ fn a_failed_gateway_that_a_person_stopped_stays_stopped() {
     lab.wait_for("it is seen", || lab.state(GATEWAY) == "failed");
     lab.mvm(&["instance", "stop", GATEWAY]);
     std::thread::sleep(std::time::Duration::from_secs(3));
-    assert_eq!(lab.state(GATEWAY), "stopped");
+    let info = lab.info(GATEWAY);
+    assert_eq!((&info["state"], &info["act"]), (&"stopped".into(), &Value::Null));
     lab.kill_agent();
     lab.start_agent();
+    lab.settle();
     assert_eq!(lab.state(GATEWAY), "stopped");
     assert_tidy(&lab);
 }
