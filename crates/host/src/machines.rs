@@ -151,7 +151,8 @@ impl Host {
             return Ok(());
         };
         self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
-        Ok(self.inner.engines.engine(&launched.spec.kernel).await?.clear(&launched.spec)?)
+        let engine = self.inner.engines.engine(&launched.spec.kernel).await?.clone();
+        self.blocking(move |_| Ok(engine.clear(&launched.spec)?)).await
     }
 
     async fn with_network<T: Send + 'static>(

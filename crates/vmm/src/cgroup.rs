@@ -150,12 +150,13 @@ impl Cgroup {
     }
 }
 
-/// A process that has ended may count for another moment.
+/// A process that has ended counts until its parent has looked at it: where the agent that started it is gone, that is
+/// PID 1, which may take seconds.
 fn remove_patiently(folder: &Path) -> io::Result<()> {
-    for _ in 0..50 {
+    for _ in 0..1000 {
         match fs::remove_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(10));
             }
             other => return other,
         }
