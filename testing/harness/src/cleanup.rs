@@ -100,9 +100,16 @@ pub(crate) fn namespaces() -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
+/// A VMM that was killed just now counts in its cgroups until PID 1 has looked at it.
 fn remove_cgroups(tag: &str) {
-    for folder in cgroups(tag) {
-        let _ = std::fs::remove_dir(folder);
+    let begun = Instant::now();
+    loop {
+        let left = cgroups(tag);
+        let busy = left.iter().filter(|folder| std::fs::remove_dir(folder).is_err()).count();
+        if busy == 0 || begun.elapsed() > Duration::from_secs(20) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
