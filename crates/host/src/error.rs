@@ -37,6 +37,16 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// Whether it is the snapshot that cannot be used, so that trying again would not help.
+    pub fn refuses_snapshot(&self) -> bool {
+        matches!(
+            self,
+            HostError::Vmm(mvm_vmm::Error::Refused(_))
+                | HostError::Image(mvm_image::Error::UnknownRevision { .. })
+                | HostError::NotARevision(_)
+        )
+    }
+
     pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         |source| HostError::Path { path, source }

@@ -188,7 +188,9 @@ pub struct Admissions {
     running: Arc<Mutex<HashMap<TenantId, Admitted>>>,
 }
 
-type Admitted = BTreeMap<InstanceId, Resources>;
+/// What is admitted of a tenant, and how many admissions each machine holds: a new one may be taken before the old one
+/// is given back.
+type Admitted = BTreeMap<InstanceId, (Resources, usize)>;
 
 /// A machine's place among the running ones of its tenant; given back when dropped.
 #[derive(Debug)]
@@ -211,7 +213,8 @@ impl Admissions {
     ) -> Result<Admission, QuotaExceeded> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = running.entry(tenant.id.clone()).or_default();
-        let with_it = admitted.iter().filter(|(other, _)| **other != id).map(|(_, r)| r).chain([&resources]);
+        let others = admitted.iter().filter(|(other, _)| **other != id).map(|(_, (other, _))| other);
+        let with_it = others.chain([&resources]);
         let mut usage = Usage::default();
         for machine in with_it {
             usage.running += 1;
@@ -219,14 +222,14 @@ impl Admissions {
             usage.mem_mib += u64::from(machine.mem_mib);
         }
         tenant.quotas.admit(&usage)?;
-        admitted.insert(id, resources);
+        take(admitted, id, resources);
         Ok(self.admission(tenant, id))
     }
 
     /// Counts a machine that runs already, whatever the quota says.
     pub fn readmit(&self, tenant: &TenantRow, id: InstanceId, resources: Resources) -> Admission {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.entry(tenant.id.clone()).or_default().insert(id, resources);
+        take(running.entry(tenant.id.clone()).or_default(), id, resources);
         self.admission(tenant, id)
     }
 
@@ -238,8 +241,52 @@ impl Admissions {
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(admitted) = running.get_mut(&self.tenant) {
+        let Some(admitted) = running.get_mut(&self.tenant) else { return };
+        let Some((_, held)) = admitted.get_mut(&self.id) else { return };
+        *held -= 1;
+        if *held == 0 {
             admitted.remove(&self.id);
         }
+    }
+}
+
+fn take(admitted: &mut Admitted, id: InstanceId, resources: Resources) {
+    let entry = admitted.entry(id).or_insert((resources, 0));
+    *entry = (resources, entry.1 + 1);
+}
+
+#[cfg(test)]
+mod tests {
+    use mvm_model::{NetId, Quotas, RoutingTable};
+
+    use super::*;
+
+    fn tenant(max_running: u32) -> TenantRow {
+        let net_id = NetId::new(0).unwrap();
+        TenantRow {
+            id: "alice".parse().unwrap(),
+            net_id,
+            subnet: net_id.default_subnet(),
+            uplink: mvm_host::Uplink::all().next().unwrap(),
+            quotas: Quotas { max_running: Some(max_running), ..Quotas::default() },
+            routes: RoutingTable::default(),
+            publish: Vec::new(),
+            created_at: 0,
+            doomed: false,
+        }
+    }
+
+    #[test]
+    fn the_last_place_is_taken_once_and_given_back() {
+        let (admissions, tenant) = (Admissions::default(), tenant(1));
+        let [one, two] = [1, 2].map(InstanceId::new);
+        let first = admissions.admit(&tenant, one, Resources::default()).unwrap();
+        assert!(admissions.admit(&tenant, two, Resources::default()).is_err());
+        // The same machine again, before its earlier admission is gone.
+        let again = admissions.admit(&tenant, one, Resources::default()).unwrap();
+        drop(first);
+        assert!(admissions.admit(&tenant, two, Resources::default()).is_err());
+        drop(again);
+        assert!(admissions.admit(&tenant, two, Resources::default()).is_ok());
     }
 }

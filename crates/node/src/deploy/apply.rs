@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mvm_model::manifest::Deployment;
 use mvm_model::{InstanceId, InstanceState, Role};
 use mvm_protocol::api::{ApiError, DeployEvent, DeployRequest, ErrorCode, SecretValue};
+use mvm_protocol::control::MAX_UPDATE;
 
 use super::images::{self, Revisions};
 use super::plan::{Plan, Present};
@@ -16,6 +17,9 @@ use crate::machine::{ActError, Machine};
 use crate::publish::Bound;
 use crate::seal::Key;
 use crate::store::{self, Audit, NewInstance, Place, SealedRow, TenantRow};
+
+/// What a machine's config.json may take.
+const CONFIG_ROOM: usize = 4096;
 
 /// Applies a deployment and counts its changes.
 pub async fn apply(agent: &Arc<Agent>, request: DeployRequest, events: &Events) -> Result<usize, ApiError> {
@@ -33,6 +37,10 @@ pub async fn apply(agent: &Arc<Agent>, request: DeployRequest, events: &Events) 
     let secrets_changed = secrets_differ(agent, wanted, &request.secrets).await?;
     if secrets_changed && present.tenant.is_some() {
         plan.changes.push((wanted.tenant.to_string(), "secrets changed".to_owned()));
+    }
+    check_secret_sizes(wanted, &request.secrets)?;
+    if events.is_abandoned() {
+        return Err(failed("the deployment was abandoned before anything was made"));
     }
     let tenant =
         commit(agent, wanted, &present, &plan, secrets_changed.then_some(request.secrets.as_slice())).await?;
@@ -83,6 +91,24 @@ fn bind_ports(agent: &Agent, wanted: &Deployment) -> Result<Vec<Bound>, ApiError
     Ok(bound)
 }
 
+/// A pool whose machines could not be given their secrets is refused now, not when one of them is woken.
+fn check_secret_sizes(wanted: &Deployment, secrets: &[SecretValue]) -> Result<(), ApiError> {
+    for (index, pool) in wanted.pools.iter().enumerate() {
+        let given = secrets.iter().filter(|secret| pool.is_given(&secret.scope, &secret.key));
+        let bytes: usize = given.map(|secret| secret.value.expose().len()).sum();
+        let routes = serde_json::to_vec(&wanted.routes).map_or(0, |text| text.len());
+        if bytes + routes + CONFIG_ROOM > MAX_UPDATE {
+            let message = format!(
+                "pool {}'s machines would be given {bytes} bytes of secrets; with their config it may be {MAX_UPDATE} \
+                 together: name fewer in secret_scopes",
+                pool.id
+            );
+            return Err(invalid(format!("pools[{index}].secret_scopes"), message));
+        }
+    }
+    Ok(())
+}
+
 /// Whether the secrets are others than those that are sealed.
 async fn secrets_differ(agent: &Agent, wanted: &Deployment, new: &[SecretValue]) -> Result<bool, ApiError> {
     let id = wanted.tenant.clone();
@@ -107,7 +133,7 @@ async fn secrets_differ(agent: &Agent, wanted: &Deployment, new: &[SecretValue])
     Ok(false)
 }
 
-/// Makes what is wanted true, in one transaction.
+/// Makes what is wanted true. Where that fails, the disks that were made for it go again.
 async fn commit(
     agent: &Agent,
     wanted: &Deployment,
@@ -117,12 +143,33 @@ async fn commit(
 ) -> Result<TenantRow, ApiError> {
     let tenant = tenant_row(agent, wanted, present, plan).await?;
     let instances = new_instances(agent, &tenant, present, plan).await?;
+    let ids: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
+    let committed = commit_with_disks(agent, &tenant, present, plan, instances, secrets).await;
+    if committed.is_err() {
+        for id in ids {
+            if let Err(error) = agent.hands.remove_machine(id).await {
+                tracing::warn!(%id, %error, "a disk of a deployment that failed is left until the agent starts again");
+            }
+        }
+    }
+    committed.map(|()| tenant)
+}
+
+/// Disks first, then everything else in one transaction.
+async fn commit_with_disks(
+    agent: &Agent,
+    tenant: &TenantRow,
+    present: &Present,
+    plan: &Plan,
+    instances: Vec<NewInstance>,
+    secrets: Option<&[SecretValue]>,
+) -> Result<(), ApiError> {
     for (instance, (spec, _)) in instances.iter().zip(&plan.instances) {
         agent.hands.make_disk(instance.id, spec.resources.data_disk_mib).await.map_err(failed)?;
     }
     reached(KillPoint::DeployDisksMade);
     let sealed = match secrets {
-        Some(values) => Some(seal(agent, &tenant, present.tenant.is_none(), values).await?),
+        Some(values) => Some(seal(agent, tenant, present.tenant.is_none(), values).await?),
         None => None,
     };
     let audits: Vec<Audit> =
@@ -143,8 +190,7 @@ async fn commit(
             audits.iter().try_for_each(|audit| audit.append(tx, &row.id))
         })
         .await
-        .map_err(failed)?;
-    Ok(tenant)
+        .map_err(failed)
 }
 
 async fn tenant_row(

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 
-/// Where a deployment's progress goes. Whoever listened may have gone; the deployment goes on.
+/// Where a deployment's progress goes. Whoever listened may go: before anything is committed that is the end of the
+/// deployment (Ctrl-C leaves nothing behind), afterwards it goes on.
 #[derive(Debug, Clone)]
 pub struct Events(mpsc::UnboundedSender<DeployEvent>);
 
@@ -28,6 +29,11 @@ impl Events {
 
     fn send(&self, event: DeployEvent) {
         let _ = self.0.send(event);
+    }
+
+    /// Whether whoever wanted the deployment has gone.
+    fn is_abandoned(&self) -> bool {
+        self.0.is_closed()
     }
 
     fn step(&self, what: impl Into<String>, doing: impl Into<String>) {

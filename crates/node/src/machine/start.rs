@@ -11,6 +11,20 @@ use super::{ActError, Asker};
 use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent, Recorded};
 
+/// Why a machine does not run from its snapshot.
+enum NotWoken {
+    /// The snapshot cannot be used, or is consumed: one cold start follows in the same act.
+    Unusable(ActError),
+    /// Nothing irreversible was done, and the snapshot is not at fault: the machine stays asleep.
+    Untouched(ActError),
+}
+
+impl From<ActError> for NotWoken {
+    fn from(error: ActError) -> Self {
+        NotWoken::Unusable(error)
+    }
+}
+
 impl Task {
     /// A cold boot from `ready`, `stopped` or `failed`.
     pub(super) async fn start(&mut self, asker: Asker) -> Result<(), ActError> {
@@ -46,9 +60,20 @@ impl Task {
                 reached(KillPoint::WakeCommitted);
                 return Ok(());
             }
-            Err(refused) => refused.to_string(),
+            Err(NotWoken::Untouched(error)) => return self.still_asleep(error).await,
+            Err(NotWoken::Unusable(refused)) => refused.to_string(),
         };
         self.cold_instead(begun, refused, asker).await
+    }
+
+    /// The wake could not even be tried: its snapshot is as good as before.
+    async fn still_asleep(&mut self, error: ActError) -> Result<(), ActError> {
+        self.admission = None;
+        self.agent.discard_vmm(&self.row).await;
+        self.row.process = None;
+        self.row.intent = None;
+        self.save(vec![Audit::new(self.row.address(), "WakeFailed", error.to_string())]).await?;
+        Err(error)
     }
 
     /// The one cold start that follows a snapshot which could not be used.
@@ -120,13 +145,20 @@ impl Task {
     }
 
     /// Launches from the snapshot and comes up.
-    async fn restore(&mut self) -> Result<Instant, ActError> {
+    async fn restore(&mut self) -> Result<Instant, NotWoken> {
         let snapshot = self.row.snapshot.clone().ok_or_else(|| failed("it has no snapshot"))?;
         self.row.generation += 1;
-        self.begin(Intent::Wake).await?;
+        self.begin(Intent::Wake).await.map_err(NotWoken::Untouched)?;
         reached(KillPoint::WakeBegun);
-        let launch = self.launch(LaunchKind::Restore { snapshot, disk_epoch: self.row.disk_epoch }).await?;
-        let process = self.agent.hands.launch(launch).await.map_err(failed)?;
+        let kind = LaunchKind::Restore { snapshot, disk_epoch: self.row.disk_epoch };
+        let launch = self.launch(kind).await.map_err(NotWoken::Untouched)?;
+        let process = self.agent.hands.launch(launch).await.map_err(|error| {
+            if error.refuses_snapshot() {
+                NotWoken::Unusable(failed(error))
+            } else {
+                NotWoken::Untouched(failed(error))
+            }
+        })?;
         reached(KillPoint::WakeLaunched);
         self.row.process = Some(process);
         self.save(Vec::new()).await?;

@@ -22,7 +22,7 @@ const CLOCK_EVERY: Duration = Duration::from_secs(60);
 /// How long a guest may take to do it, on a busy host; its session is opened again then.
 const CLOCK_WITHIN: Duration = Duration::from_secs(20);
 /// How long a guest may take to switch to new config and secrets.
-const REFRESHED: Duration = Duration::from_secs(10);
+const REFRESHED: Duration = Duration::from_secs(20);
 /// A machine that ran for so long has recovered: its next restart comes at once again.
 const STEADY: Duration = Duration::from_secs(60);
 
