@@ -2,6 +2,7 @@
 //! only a gateway may ask, and only about its own tenant. Everything else is an `Error`, and audited.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mvm_model::{InstanceId, InstanceSelector, InstanceState, PoolId, Role, TenantId};
 use mvm_protocol::control::{HostReply, HostRequest};
@@ -11,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
 use crate::agent::Agent;
+use crate::denials::Denials;
 use crate::machine::{Asker, Lease, Machine};
 use crate::session::OnStream;
 use crate::store::{Audit, InstanceRow, Place};
@@ -20,8 +22,10 @@ pub fn serve_all(agent: Arc<Agent>, id: InstanceId, place: Place) -> OnStream {
     // Enough for a gateway; the role decides how many of them a machine may use.
     let gateway = Arc::new(Semaphore::new(MAX_GATEWAY_STREAMS - HOST_STREAMS));
     let other = Arc::new(Semaphore::new(MAX_STREAMS - HOST_STREAMS));
+    let denials = Arc::new(Denials::default());
     Arc::new(move |stream| {
-        let asker = Guest { agent: Arc::clone(&agent), id, place: place.clone() };
+        let (agent, denials) = (Arc::clone(&agent), Arc::clone(&denials));
+        let asker = Guest { agent, id, place: place.clone(), denials };
         let (gateway, other) = (Arc::clone(&gateway), Arc::clone(&other));
         tokio::spawn(async move {
             let role = asker.role().await;
@@ -45,6 +49,7 @@ struct Guest {
     agent: Arc<Agent>,
     id: InstanceId,
     place: Place,
+    denials: Arc<Denials>,
 }
 
 impl Guest {
@@ -162,7 +167,12 @@ impl Guest {
     }
 
     async fn audit(&self, why: &str) {
-        let audit = Audit::new(self.address(), "HostRequestDenied", why);
+        let detail = match self.denials.note(Instant::now()) {
+            None => return,
+            Some(0) => why.to_owned(),
+            Some(skipped) => format!("{why}, after {skipped} more that were not audited"),
+        };
+        let audit = Audit::new(self.address(), "HostRequestDenied", detail);
         let tenant = self.place.tenant.clone();
         if let Err(error) = self.agent.store.write(move |tx| audit.append(tx, &tenant)).await {
             tracing::error!(%error, "a denied request could not be audited");

@@ -7,6 +7,7 @@
 //! | [`machine`] | one task per instance: start, sleep, wake, stop, recovery |
 //! | [`session`] | the host's end of a guest's control channel |
 //! | [`hostbound`] | port 53: what gateways ask |
+//! | [`denials`] | how many of them are audited when they may not be |
 //! | [`publish`] | ports of the host that lead to machines |
 //! | [`deploy`] | from a manifest to what is there |
 //! | [`destroy`] | the end of tenants and instances |
@@ -16,6 +17,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod denials;
 pub mod deploy;
 pub mod destroy;
 pub mod hostbound;
