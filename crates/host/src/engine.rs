@@ -56,6 +56,15 @@ impl Engines {
             .await
     }
 
+    /// The engine, if it is still the one that was examined: another would be given snapshots that do not fit it.
+    pub(crate) async fn current(&self, kernel: &Path) -> Result<&QemuEngine, HostError> {
+        let found = Detection::run(&self.detection.binary, Some(self.detection.clone())).await?;
+        if found.sha256 != self.detection.sha256 {
+            return Err(HostError::EngineReplaced(self.detection.binary.clone()));
+        }
+        self.engine(kernel).await
+    }
+
     /// Saves the next agent the test boot. Without it, it does one.
     fn keep(&self, probe: &AccelProbe) {
         let kept = Kept { detection: self.detection.clone(), probe: Some(probe.clone()) };

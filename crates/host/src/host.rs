@@ -210,12 +210,18 @@ impl Inner {
                 all.extend(taken.into_iter().map(mvm_network::Uplink::net));
                 return Ok(Reply::Uplink(choose_uplink(&all)?));
             }
-            Request::EnsureNetwork(network) => self.networks.ensure(&network)?,
-            Request::RemoveNetwork(net_id) => self.networks.remove(net_id)?,
+            Request::EnsureNetwork(network) => {
+                self.tenants.one_at_a_time(network.net_id, || self.networks.ensure(&network))?;
+            }
+            Request::RemoveNetwork(net_id) => {
+                self.tenants.one_at_a_time(net_id, || self.networks.remove(net_id))?;
+            }
             Request::VerifyNetworks(expected) => {
                 return Ok(Reply::Findings(self.networks.verify(&expected)?));
             }
-            Request::Admit { network, port } => self.networks.admit(&network, &port)?,
+            Request::Admit { network, port } => {
+                self.tenants.one_at_a_time(network.net_id, || self.networks.admit(&network, &port))?;
+            }
             Request::MakeDisk { instance, mib } => self.make_disk(instance, mib)?,
             Request::RemoveMachine(instance) => {
                 remove_folder(&self.paths.run_of(instance))?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mvm_model::InstanceId;
 use mvm_network::{PortSpec, TenantNetwork};
 use mvm_vmm::{
-    DiskIdentity, Engine, Expected, Machine, MachineSpec, MemoryBase, ProcessIdentity, Snapshot,
+    DiskIdentity, Engine, Expected, Machine, MachineSpec, MemoryBase, ProcessIdentity, Shape, Snapshot,
     SnapshotFacts, SnapshotInfo, Start, kill_process,
 };
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ pub(crate) struct Running {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Launched {
     revision: String,
+    /// Of the engine that was there at the launch; it may have been replaced since.
+    shape: Shape,
     spec: MachineSpec,
     network: TenantNetwork,
     port: PortSpec,
@@ -49,12 +51,17 @@ impl Host {
     /// Starts a VMM with its port; whatever fails, nothing is left of it.
     pub(crate) async fn start_vmm(&self, launch: Launch) -> Result<ProcessIdentity, HostError> {
         let (instance, kind) = (launch.instance, launch.kind.clone());
-        let launched = self.blocking(move |inner| inner.prepare(launch)).await?;
-        let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
+        let wanted = launch.clone();
+        let spec = self.blocking(move |inner| inner.prepare(&wanted)).await?;
+        let engine = self.inner.engines.current(&spec.kernel).await?;
+        let Launch { revision, network, port, .. } = launch;
+        let launched = Launched { revision, shape: engine.shape(&spec)?, spec, network, port };
+        let written = launched.clone();
+        self.blocking(move |inner| inner.write_down(instance, &written)).await?;
         let snapshot = match kind {
             LaunchKind::Cold => None,
             LaunchKind::Restore { snapshot, disk_epoch } => {
-                Some(open_snapshot(self, engine, &launched, instance, snapshot, disk_epoch).await?)
+                Some(open_snapshot(self, &launched, instance, snapshot, disk_epoch).await?)
             }
         };
         let start = if snapshot.is_some() { Start::Restore } else { Start::Cold };
@@ -87,7 +94,7 @@ impl Host {
     ) -> Result<(), HostError> {
         let launched = self.blocking(move |inner| inner.launched(instance)).await?;
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
-        let machine = engine.reattach(&launched.spec, process).await?;
+        let machine = engine.reattach(&launched.spec, launched.shape.clone(), process).await?;
         self.with_network(&launched, move |networks, l| networks.admit(&l.network, &port)).await?;
         self.watch(instance, machine, None);
         Ok(())
@@ -171,20 +178,19 @@ impl Host {
 
 async fn open_snapshot(
     host: &Host,
-    engine: &mvm_vmm::QemuEngine,
     launched: &Launched,
     instance: InstanceId,
     info: SnapshotInfo,
     disk_epoch: u64,
 ) -> Result<Snapshot, HostError> {
-    let (engine, Launched { spec, revision, .. }) = (engine.clone(), launched.clone());
+    let Launched { spec, shape, revision, .. } = launched.clone();
     host.blocking(move |inner| {
         let disk = std::fs::File::open(&spec.data).and_then(|file| DiskIdentity::of(&file));
         let expected = Expected {
             digest: info.digest,
             instance: instance.to_string(),
             revision,
-            shape: engine.shape(&spec)?,
+            shape,
             disk_epoch,
             disk: disk.map_err(HostError::at(&spec.data))?,
         };
@@ -195,8 +201,8 @@ async fn open_snapshot(
 }
 
 impl crate::host::Inner {
-    /// From what the agent wants to what the engine takes; writes down both for a later agent.
-    fn prepare(&self, launch: Launch) -> Result<Launched, HostError> {
+    /// From what the agent wants to what the engine takes.
+    fn prepare(&self, launch: &Launch) -> Result<MachineSpec, HostError> {
         let id = launch.revision.parse().map_err(|_| HostError::NotARevision(launch.revision.clone()))?;
         let revision = self.images.revision(&id)?;
         let data = self.paths.disk_of(launch.instance);
@@ -205,29 +211,27 @@ impl crate::host::Inner {
         }
         let run_dir = self.paths.run_of(launch.instance);
         std::fs::create_dir_all(&run_dir).map_err(HostError::at(&run_dir))?;
-        let launched = Launched {
-            revision: launch.revision,
-            spec: MachineSpec {
-                name: format!("mvm-{}-{}", self.tag.as_str(), launch.instance),
-                vcpus: launch.resources.vcpus,
-                mem_mib: launch.resources.mem_mib,
-                memory: MemoryBase::Empty,
-                kernel: revision.kernel,
-                initrd: revision.initrd,
-                kernel_arguments: Vec::new(),
-                rootfs: revision.rootfs,
-                data,
-                mac: launch.port.mac,
-                run_dir,
-                uid: launch.uid,
-            },
-            network: launch.network,
-            port: launch.port,
-        };
-        let path = self.paths.launch_of(launch.instance);
-        let text = serde_json::to_vec(&launched).map_err(|e| HostError::at(&path)(e.into()))?;
-        std::fs::write(&path, text).map_err(HostError::at(&path))?;
-        Ok(launched)
+        Ok(MachineSpec {
+            name: format!("mvm-{}-{}", self.tag.as_str(), launch.instance),
+            vcpus: launch.resources.vcpus,
+            mem_mib: launch.resources.mem_mib,
+            memory: MemoryBase::Empty,
+            kernel: revision.kernel,
+            initrd: revision.initrd,
+            kernel_arguments: Vec::new(),
+            rootfs: revision.rootfs,
+            data,
+            mac: launch.port.mac,
+            run_dir,
+            uid: launch.uid,
+        })
+    }
+
+    /// For a later agent.
+    fn write_down(&self, instance: InstanceId, launched: &Launched) -> Result<(), HostError> {
+        let path = self.paths.launch_of(instance);
+        let text = serde_json::to_vec(launched).map_err(|e| HostError::at(&path)(e.into()))?;
+        std::fs::write(&path, text).map_err(HostError::at(&path))
     }
 
     fn launched(&self, instance: InstanceId) -> Result<Launched, HostError> {

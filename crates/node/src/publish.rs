@@ -17,6 +17,9 @@ use crate::agent::Agent;
 use crate::hostbound::choose;
 use crate::store::TenantRow;
 
+/// Connections that one published port carries at once: each takes two descriptors, which all tenants share.
+const MAX_CONNECTIONS: usize = 1024;
+
 /// A port of the host is taken.
 #[derive(Debug, thiserror::Error)]
 #[error("{bind} cannot be published: {why}")]
@@ -134,7 +137,8 @@ async fn listen(agent: Arc<Agent>, tenant: TenantRow, publish: Publish, listener
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // Those over the limit wait in the kernel's queue.
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
             Some(_) = connections.join_next() => continue,
         };
         let (client, peer) = match accepted {

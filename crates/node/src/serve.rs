@@ -23,8 +23,11 @@ pub enum ServeError {
         /// What is wrong.
         source: std::io::Error,
     },
-    /// Another agent has this data folder.
-    #[error("another agent serves {path}; `mvm agent status` shows it, `mvm agent stop` ends it", path = .0.display())]
+    /// Another agent has this data or run folder.
+    #[error(
+        "another agent uses {path}; `mvm agent status` shows it, `mvm agent stop` ends it. Two agents need data and run \
+         folders of their own", path = .0.display()
+    )]
     Taken(PathBuf),
     /// The store.
     #[error(transparent)]
@@ -42,8 +45,9 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`].
 pub async fn serve(config: Config) -> Result<(), ServeError> {
-    let _lock = prepare(&config)?;
-    let store = Store::open(&config.data_dir.join("mvm.db"))?;
+    let _locks = prepare(&config)?;
+    raise_descriptor_limit();
+    let store = private(|| Store::open(&config.data_dir.join("mvm.db")))?;
     let node_key = Key::of_node(&config.data_dir.join("node.key"))?;
     let host = HostConfig { data_dir: config.data_dir.clone(), run_dir: config.run_dir.clone() };
     let (hands, mut ended) = Host::open(host).await?;
@@ -71,19 +75,40 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     served.map_err(|source| ServeError::Path { path: agent.config.socket.clone(), source })
 }
 
-/// Makes the folders and takes the data folder for this agent alone; the lock lives as long as what is returned.
-fn prepare(config: &Config) -> Result<std::fs::File, ServeError> {
+/// Makes both folders and takes them for this agent alone; the locks live as long as what is returned.
+fn prepare(config: &Config) -> Result<[std::fs::File; 2], ServeError> {
     for folder in [&config.data_dir, &config.run_dir] {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(folder);
         made.map_err(|source| ServeError::Path { path: folder.clone(), source })?;
     }
-    let path = config.data_dir.join("agent.lock");
+    Ok([take(&config.data_dir)?, take(&config.run_dir)?])
+}
+
+fn take(folder: &Path) -> Result<std::fs::File, ServeError> {
+    let path = folder.join("agent.lock");
     let wrong = |source| ServeError::Path { path: path.clone(), source };
     let lock = std::fs::File::create(&path).map_err(wrong)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::Taken(config.data_dir.clone())),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::Taken(folder.to_owned())),
         Err(std::fs::TryLockError::Error(source)) => Err(wrong(source)),
+    }
+}
+
+/// What is made meanwhile is root's alone.
+fn private<T>(make: impl FnOnce() -> T) -> T {
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let made = make();
+    rustix::process::umask(before);
+    made
+}
+
+/// Every machine and every connection takes descriptors; the soft limit that most systems give is for small programs.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -98,11 +98,17 @@ pub trait Engine: Send + Sync {
     /// If the run folder cannot be read.
     fn find(&self, spec: &MachineSpec) -> Result<Option<ProcessIdentity>>;
 
-    /// Takes up a machine that an earlier agent started.
+    /// Takes up a machine that an earlier agent started. `shape` is the one it was launched with: the engine's binary may
+    /// have been replaced since, but not the one that runs.
     ///
     /// # Errors
     /// [`Error::Gone`](crate::Error::Gone) if it does not run any more.
-    async fn reattach(&self, spec: &MachineSpec, identity: &ProcessIdentity) -> Result<Box<dyn Machine>>;
+    async fn reattach(
+        &self,
+        spec: &MachineSpec,
+        shape: Shape,
+        identity: &ProcessIdentity,
+    ) -> Result<Box<dyn Machine>>;
 
     /// Removes what a machine that has ended leaves on the host: sockets, its process's record and cgroups. Logs stay. To be called
     /// where nobody held the machine when it ended; doing it twice is fine.

@@ -1,7 +1,9 @@
-//! The binary under test, built once for all tests.
+//! The binary and the images under test, built once for all tests.
 
 use std::path::PathBuf;
 use std::process::Command;
+
+use mvm_image::{ImageSource, ImageStore};
 
 use crate::checkout;
 
@@ -29,5 +31,17 @@ pub(crate) fn mvm() -> PathBuf {
     }
     let status = cargo.status().expect("cargo runs");
     assert!(status.success(), "mvm could not be built");
+    build_images();
     folder.join("mvm")
+}
+
+/// Labs have no way to the package archives: what their agents build is in the cache before.
+fn build_images() {
+    let store = ImageStore::open(&checkout().join("target/image-store"), &cache()).unwrap();
+    let worker = checkout().join("examples/echo/worker");
+    for source in [ImageSource::BuiltIn("minimal".to_owned()), ImageSource::Path(worker)] {
+        store
+            .build(&source, &|_| ())
+            .unwrap_or_else(|error| panic!("{source:?} could not be built: {error}"));
+    }
 }

@@ -8,7 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
-use mvm_model::InstanceRef;
+use mvm_model::{InstanceRef, Operation};
 use mvm_protocol::Stream;
 use mvm_protocol::api::{
     Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE,
@@ -21,11 +21,13 @@ use super::tenants::Filter;
 use super::{Failure, Shared, fault, parsed};
 use crate::agent::Agent;
 use crate::destroy;
-use crate::machine::{Asker, Lease, Machine, Outcome};
+use crate::machine::{ActError, Asker, Lease, Machine, Outcome};
 use crate::store::Intent;
 
 type Address = Path<(String, String, String)>;
 
+/// The most of a machine's logs that is shown.
+const LOG_BYTES: usize = 32 * 1024 * 1024;
 /// How long a guest may take to begin with something, on a busy host.
 const BEGIN: Duration = Duration::from_secs(20);
 
@@ -127,6 +129,11 @@ pub async fn act(
     let act = [Act::Start, Act::Stop, Act::Sleep, Act::Wake].into_iter().find(|a| a.as_str() == act);
     let act = act.ok_or_else(|| fault(ErrorCode::NotFound, "there is no such act"))?;
     let machine = find(&agent, &t, &p, &i).await?;
+    let state = machine.state();
+    if act == Act::Wake && !state.already(Operation::Wake) {
+        // Only what sleeps is woken; a message, or `start`, makes anything run.
+        state.after(Operation::Wake).map_err(ActError::from)?;
+    }
     let begun = Instant::now();
     // In a task of its own: a client that goes away does not leave half an act.
     let acting = {
@@ -162,7 +169,10 @@ pub async fn act(
 
 pub async fn destroy(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json<Destroyed>, Failure> {
     let machine = find(&agent, &t, &p, &i).await?;
-    Ok(Json(Destroyed { destroyed: vec![destroy::instance(&agent, &machine).await?] }))
+    // In a task of its own: a client that goes away does not leave half of it.
+    let destroying = tokio::spawn(async move { destroy::instance(&agent, &machine).await });
+    let address = destroying.await.map_err(|error| fault(ErrorCode::Failed, error))??;
+    Ok(Json(Destroyed { destroyed: vec![address] }))
 }
 
 /// Asks a guest for something that goes on with records.
@@ -223,12 +233,20 @@ pub async fn logs(
         return Ok(console.into_response());
     }
     let (mut stream, _lease) = begin(&machine, GuestRequest::Logs { service: which.service }, "Logs").await?;
+    let text = tokio::time::timeout(BEGIN, read_log(&mut stream)).await;
+    let text = text.map_err(|_| fault(ErrorCode::Failed, "the guest did not finish sending its log"))?;
+    Ok(text.map_err(|error| fault(ErrorCode::Failed, error))?.into_response())
+}
+
+/// What a guest sends, up to what it may keep: it cannot make the agent hold more.
+async fn read_log(stream: &mut Stream) -> Result<Vec<u8>, record::RecordError> {
     let mut text = Vec::new();
-    loop {
-        match record::read(&mut stream).await.map_err(|e| fault(ErrorCode::Failed, e))? {
+    while text.len() < LOG_BYTES {
+        match record::read(stream).await? {
             Some(Record::Stdout(bytes) | Record::Stderr(bytes)) => text.extend(bytes),
-            Some(Record::Eof) | None => return Ok(text.into_response()),
+            Some(Record::Eof) | None => break,
             Some(_) => {}
         }
     }
+    Ok(text)
 }

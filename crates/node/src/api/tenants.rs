@@ -3,11 +3,11 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use mvm_model::{PoolId, TenantId};
-use mvm_protocol::api::{AuditEntry, Destroyed, PoolInfo, PoolSummary, TenantInfo, TenantSummary};
+use mvm_protocol::api::{AuditEntry, Destroyed, ErrorCode, PoolInfo, PoolSummary, TenantInfo, TenantSummary};
 use serde::Deserialize;
 
 use super::node::count_states;
-use super::{Failure, Shared, parsed};
+use super::{Failure, Shared, fault, parsed};
 use crate::agent::Agent;
 use crate::destroy;
 use crate::store::{self, PoolRow, TenantRow};
@@ -56,7 +56,10 @@ pub async fn info(State(agent): Shared, Path(id): Path<String>) -> Result<Json<T
 
 pub async fn destroy(State(agent): Shared, Path(id): Path<String>) -> Result<Json<Destroyed>, Failure> {
     let id: TenantId = parsed(&id)?;
-    Ok(Json(Destroyed { destroyed: destroy::tenant(&agent, &id).await? }))
+    // In a task of its own: a client that goes away does not leave half of it.
+    let destroying = tokio::spawn(async move { destroy::tenant(&agent, &id).await });
+    let destroyed = destroying.await.map_err(|error| fault(ErrorCode::Failed, error))??;
+    Ok(Json(Destroyed { destroyed }))
 }
 
 pub async fn events(State(agent): Shared, Path(id): Path<String>) -> Result<Json<Vec<AuditEntry>>, Failure> {

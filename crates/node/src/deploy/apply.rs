@@ -320,9 +320,8 @@ async fn bring_about(
     for (what, how) in &plan.changes {
         events.send(DeployEvent::Changed { what: what.clone(), how: how.clone() });
     }
-    if !plan.changes.is_empty() {
-        refresh(agent, tenant).await?;
-    }
+    // Always: where an earlier deployment could not hand its changes over, this one does, or says so again.
+    refresh(agent, tenant).await?;
     start_new(agent, wanted, tenant, events).await
 }
 
@@ -354,10 +353,11 @@ async fn start_new(
     let mut by_priority: Vec<Role> = wanted.pools.iter().map(|pool| pool.role).collect();
     by_priority.sort_by_key(|role| role.priority());
     by_priority.dedup_by_key(|role| role.priority());
-    let id = tenant.id.clone();
-    let rows = agent.store.read(move |tx| store::instances(tx, Some(&id), None)).await.map_err(failed)?;
     let mut problems = Vec::new();
     for priority in by_priority.iter().map(|role| role.priority()) {
+        // Read anew for each: one may have been destroyed while others started.
+        let id = tenant.id.clone();
+        let rows = agent.store.read(move |tx| store::instances(tx, Some(&id), None)).await.map_err(failed)?;
         let of_priority = rows.iter().filter(|row| {
             agent.machine(row.id).is_none()
                 && wanted.pools.iter().any(|p| p.id == row.place.pool && p.role.priority() == priority)

@@ -94,7 +94,8 @@ impl Task {
         }
     }
 
-    async fn personalize(&self, session: &Session) -> Result<(), ActError> {
+    /// S5, S6: who it is, what time it is, fresh entropy; fails unless the guest confirms.
+    pub(super) async fn personalize(&self, session: &Session) -> Result<(), ActError> {
         let generation = self.row.generation;
         let request = GuestRequest::Personalize {
             generation,

@@ -12,6 +12,10 @@ use crate::store::{Audit, Intent};
 /// How long a guest that was told to stop may take to show whether it still listens, or to be gone.
 const STILL_LISTENS: Duration = Duration::from_secs(10);
 
+/// How often it is tried to take over a machine that lives.
+const TAKE_OVERS: u32 = 3;
+const BETWEEN_TAKE_OVERS: Duration = Duration::from_secs(2);
+
 impl Task {
     /// Compares what the row says with what is there.
     pub(super) async fn recover(&mut self) {
@@ -47,7 +51,7 @@ impl Task {
 
     async fn recover_state(&mut self) {
         match self.row.state {
-            InstanceState::Running | InstanceState::Warm => match self.take_over().await {
+            InstanceState::Running | InstanceState::Warm => match self.take_over_patiently().await {
                 Ok(()) => tracing::info!(instance = %self.row.address(), "taken over, running"),
                 Err(error) => self.lost_without_agent(&error).await,
             },
@@ -106,6 +110,24 @@ impl Task {
         }
     }
 
+    /// A host or guest that is busy just now is no reason to end a machine that lives.
+    async fn take_over_patiently(&mut self) -> Result<(), ActError> {
+        for _ in 1..TAKE_OVERS {
+            match self.take_over().await {
+                Err(error) if self.is_alive() => {
+                    tracing::warn!(instance = %self.row.address(), %error, "not taken over yet");
+                    tokio::time::sleep(BETWEEN_TAKE_OVERS).await;
+                }
+                done => return done,
+            }
+        }
+        self.take_over().await
+    }
+
+    fn is_alive(&self) -> bool {
+        self.row.process.as_ref().is_some_and(|process| process.is_alive().unwrap_or(false))
+    }
+
     /// A machine that runs goes on running: only the agent's ends of its channels are new.
     async fn take_over(&mut self) -> Result<(), ActError> {
         self.adopt().await?;
@@ -128,7 +150,7 @@ impl Task {
 
     async fn lost_without_agent(&mut self, error: &ActError) {
         let rebooted = self.row.process.as_ref().is_some_and(|p| p.boot_id != self.agent.boot_id);
-        let ended = !self.row.process.as_ref().is_some_and(|p| p.is_alive().unwrap_or(false));
+        let ended = !self.is_alive();
         let reason = if rebooted {
             "the host was rebooted".to_owned()
         } else if ended {

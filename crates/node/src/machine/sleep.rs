@@ -124,7 +124,12 @@ impl Task {
     pub(super) async fn resume_cancelled(&mut self) -> Result<(), ActError> {
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
         if self.session.is_none() {
-            self.session = Some(self.open_session().await?);
+            // It stood still, for as long as no agent was there maybe: it is told the time like one that woke.
+            self.row.generation += 1;
+            self.save(Vec::new()).await?;
+            let session = self.open_session().await?;
+            self.personalize(&session).await?;
+            self.session = Some(session);
         }
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled: Some(true) };

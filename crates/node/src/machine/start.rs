@@ -57,6 +57,8 @@ impl Task {
             Ok(confirmed) => {
                 let report = report("wake", None, begun, confirmed);
                 self.now_running(Operation::Wake, report, "InstanceWoken", asker).await;
+                // Consumed, it is of no use any more, and holds what the machine had in memory.
+                self.discard_snapshot().await;
                 reached(KillPoint::WakeCommitted);
                 return Ok(());
             }
@@ -112,10 +114,8 @@ impl Task {
         self.save(vec![Audit::new(self.row.address(), "WakeRefused", why)]).await?;
         self.discard_snapshot().await;
         let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
-        if self.admission.is_none() {
-            self.admission =
-                Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
-        }
+        // The pool may want other resources by now than the machine fell asleep with.
+        self.admission = Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
         self.row.launched = Some(Recorded { revision: pool.revision, resources: pool.spec.resources });
         self.boot(Intent::Wake).await
     }
@@ -161,10 +161,10 @@ impl Task {
         })?;
         reached(KillPoint::WakeLaunched);
         self.row.process = Some(process);
-        self.save(Vec::new()).await?;
+        self.save(Vec::new()).await.map_err(NotWoken::Untouched)?;
         reached(KillPoint::WakeRecorded);
         // Connected before the device state comes in: a port that was in the middle of a write would wedge otherwise.
-        let channel = self.connect().await?;
+        let channel = self.connect().await.map_err(NotWoken::Untouched)?;
         self.agent.hands.restore(self.row.id).await.map_err(failed)?;
         reached(KillPoint::WakeRestored);
         // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch

@@ -259,6 +259,7 @@ impl Task {
         self.session = None;
         self.admission = None;
         self.agent.discard_vmm(&self.row).await;
+        self.discard_snapshot().await;
         self.row.process = None;
         let audit = Audit::new(self.row.address(), "InstanceFailed", reason.clone());
         self.row.reason = Some(reason);
@@ -400,7 +401,12 @@ impl Task {
     /// Takes it where its goal says, once: where new instances begin.
     pub(super) async fn pursue_goal(&mut self) {
         let Some(goal) = self.row.goal else { return };
-        if self.bring_up(Asker::Policy).await.is_err() {
+        if let Err(error) = self.bring_up(Asker::Policy).await {
+            if self.row.state != InstanceState::Failed {
+                // Shown until it runs: a quota that is too small, for one.
+                self.row.reason = Some(error.to_string());
+                self.show();
+            }
             return;
         }
         if goal == Goal::Sleeping

@@ -150,7 +150,8 @@ impl InstanceRow {
 
     /// Writes what changes about it.
     pub fn save(&self, tx: &Transaction<'_>) -> Sql<()> {
-        tx.prepare_cached(
+        let changed = tx
+            .prepare_cached(
             "UPDATE instances SET state = ?2, since = ?3, goal = ?4, generation = ?5, disk_epoch = ?6, reason = ?7,
              launched = ?8, process = ?9, snapshot = ?10, last_start = ?11, intent = ?12 WHERE id = ?1",
         )?
@@ -168,7 +169,8 @@ impl InstanceRow {
             json_column(&self.last_start)?,
             json_column(&self.intent)?,
         ])?;
-        Ok(())
+        // One that was destroyed meanwhile must not seem to live on.
+        if changed == 1 { Ok(()) } else { Err(rusqlite::Error::QueryReturnedNoRows) }
     }
 
     /// Its whole address: `alice/workers/i-0000002a`.

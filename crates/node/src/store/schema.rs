@@ -8,11 +8,6 @@ pub fn migrations() -> Migrations<'static> {
 }
 
 const FIRST_LIGHT: &str = "
-CREATE TABLE host (
-    -- The boot of the host that the rows of running machines speak of.
-    boot_id TEXT NOT NULL
-) STRICT;
-
 CREATE TABLE tenants (
     id TEXT PRIMARY KEY,
     net_id INTEGER NOT NULL UNIQUE,
@@ -47,7 +42,6 @@ CREATE TABLE instances (
     since INTEGER NOT NULL,
     -- What it is to become without anyone asking again: where new ones begin, what a policy wants.
     goal TEXT,
-    -- Stopped by a person: messages do not start it.
     generation INTEGER NOT NULL DEFAULT 0,
     -- Raised before every launch: a snapshot of an older epoch fits no more.
     disk_epoch INTEGER NOT NULL DEFAULT 0,

@@ -88,7 +88,12 @@ impl Engine for QemuEngine {
         recorded_process(&spec.run_dir)
     }
 
-    async fn reattach(&self, spec: &MachineSpec, identity: &ProcessIdentity) -> Result<Box<dyn Machine>> {
+    async fn reattach(
+        &self,
+        spec: &MachineSpec,
+        shape: Shape,
+        identity: &ProcessIdentity,
+    ) -> Result<Box<dyn Machine>> {
         let process = identity.open()?.ok_or(Error::Gone { pid: identity.pid })?;
         let data = open_data(spec)?;
         let cgroup = Cgroup::existing(&spec.name)?;
@@ -96,7 +101,7 @@ impl Engine for QemuEngine {
         let (joining, pid) = (cgroup.clone(), identity.pid);
         blocking(move || joining.join(pid)).await?;
         let parts = machine::Parts { identity: identity.clone(), process, data, cgroup };
-        Ok(Box::new(machine::QemuMachine::attach(parts, spec, self.shape(spec)?).await?))
+        Ok(Box::new(machine::QemuMachine::attach(parts, spec, shape).await?))
     }
 
     fn clear(&self, spec: &MachineSpec) -> Result<()> {

@@ -94,7 +94,7 @@ async fn another_agent_takes_a_machine_up() {
     drop((machine, guest));
     let other = world.engine.clone();
     assert_eq!(other.find(&world.spec).unwrap().as_ref(), Some(&identity));
-    let machine = other.reattach(&world.spec, &identity).await.unwrap();
+    let machine = other.reattach(&world.spec, other.shape(&world.spec).unwrap(), &identity).await.unwrap();
     assert!(machine.is_running().await.unwrap());
     let mut guest = Guest::connect(&*machine).await;
     assert_eq!(guest.ask("count").await, "2");
@@ -130,7 +130,11 @@ async fn a_machine_outlives_its_agent() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&agent), Some(9));
     let identity = world.engine.find(&world.spec).unwrap().unwrap();
     world.will_end(&identity);
-    let machine = world.engine.reattach(&world.spec, &identity).await.unwrap();
+    let machine = world
+        .engine
+        .reattach(&world.spec, world.engine.shape(&world.spec).unwrap(), &identity)
+        .await
+        .unwrap();
     let mut guest = Guest::connect(&*machine).await;
     assert_eq!(guest.ask("count").await, "1");
     let folders = Cgroup::existing(&world.spec.name).unwrap();
@@ -144,7 +148,10 @@ async fn what_has_ended_is_not_taken_up() {
     let machine = world.launch(None, Start::Cold).await.unwrap();
     machine.kill().await.unwrap();
     assert_eq!(world.engine.find(&world.spec).unwrap(), None);
-    let gone = world.engine.reattach(&world.spec, machine.identity()).await;
+    let gone = world
+        .engine
+        .reattach(&world.spec, world.engine.shape(&world.spec).unwrap(), machine.identity())
+        .await;
     assert!(matches!(gone, Err(Error::Gone { .. })));
 }
 
