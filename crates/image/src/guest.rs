@@ -17,3 +17,11 @@ pub fn digest() -> Digest {
         LazyLock::new(|| env!("MVM_GUEST_SHA256").parse().unwrap_or_else(|_| Digest::of(BINARY)));
     *DIGEST
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_guest_stays_small() {
+        assert!(super::binary().len() < 8 << 20, "every machine holds it in memory");
+    }
+}

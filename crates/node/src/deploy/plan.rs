@@ -42,6 +42,7 @@ impl Plan {
     /// # Errors
     /// The key of what cannot be.
     pub fn make(present: &Present, wanted: &Deployment, revisions: &Revisions) -> Result<Self, Problem> {
+        admit_kept(present, wanted)?;
         let mut plan = Plan { network: Some(network(present, wanted)?), ..Plan::default() };
         plan.compare_tenant(present, wanted);
         for (index, spec) in wanted.pools.iter().enumerate() {
@@ -153,6 +154,25 @@ impl Plan {
 
 fn counted(instances: usize) -> String {
     if instances == 1 { "1 instance".to_owned() } else { format!("{instances} instances") }
+}
+
+/// Quotas bind what is kept beside the wanted too: a deployment destroys nothing, so replacing pools frees no room.
+fn admit_kept(present: &Present, wanted: &Deployment) -> Result<(), Problem> {
+    let mut usage = wanted.usage();
+    for pool in &present.pools {
+        let have = present.instances.iter().filter(|instance| instance.place.pool == pool.spec.id).count();
+        let have = u32::try_from(have).unwrap_or(u32::MAX);
+        let wanted_pool = wanted.pools.iter().find(|spec| spec.id == pool.spec.id);
+        let counted = wanted_pool.map_or(0, |spec| spec.desired.total());
+        usage.pools += u32::from(wanted_pool.is_none());
+        usage.instances_per_pool = usage.instances_per_pool.max(have);
+        usage.disk_mib += u64::from(have.saturating_sub(counted)) * pool.spec.resources.data_disk_mib;
+    }
+    wanted.quotas.admit(&usage).map_err(|exceeded| {
+        let message =
+            format!("{exceeded}; what an earlier deployment made and this one leaves out counts too");
+        Problem::new(format!("tenant.quotas.{}", exceeded.limit), message)
+    })
 }
 
 fn changed_parts(old: &PoolRow, new: &PoolRow) -> Vec<String> {

@@ -273,6 +273,26 @@ fn too_many_are_listed_and_kept() {
 }
 
 #[test]
+fn what_is_left_out_counts_against_the_quotas() {
+    let quota = |limit: &str| {
+        let text =
+            ALICE[..ALICE.find("[[pools]]\nid = \"workers\"").unwrap()].replace("id = \"workers\"", "");
+        let mut wanted =
+            deployment(&text.replace("[[pools]]", &format!("[tenant.quotas]\n{limit}\n[[pools]]")));
+        wanted.publish.clear();
+        wanted
+    };
+    assert_eq!(refused(&alice(), &quota("max_pools = 1")).0, "tenant.quotas.max_pools");
+    assert_eq!(refused(&alice(), &quota("max_disk_gib = 0")).0, "tenant.quotas.max_disk_gib");
+    assert_eq!(
+        refused(&alice(), &quota("max_instances_per_pool = 2")).0,
+        "tenant.quotas.max_instances_per_pool"
+    );
+    assert!(Plan::make(&alice(), &quota("max_pools = 2\nmax_instances_per_pool = 3"), &revisions()).is_ok());
+    assert!(Plan::make(&Present::default(), &quota("max_pools = 1"), &revisions()).is_ok());
+}
+
+#[test]
 fn a_pool_that_is_left_out_is_listed_and_kept() {
     let wanted = deployment(&ALICE[..ALICE.find("[[pools]]\nid = \"workers\"").unwrap()]);
     let mut present = alice();
