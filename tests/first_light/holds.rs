@@ -118,6 +118,8 @@ fn a_sleep_waits_for_requests_in_hand_up_to_the_drain_timeout_and_later_ones_wai
     lab.deploy(&Echo { worker_keys: keys, more: SLOW_ROUTE, ..Echo::default() }.manifest());
     lab.exec(WORKER, &["python3", "-S", "-c", SLOW_SERVICE]);
     let begin_sleep_during = |path: &str| {
+        // A program that was run just now holds the machine a moment longer.
+        lab.wait_for("nothing else is in hand", || number(&lab, "holds") == 0);
         let mut in_hand = lab.connect(8080);
         in_hand.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes());
         lab.wait_for("the request is in hand", || number(&lab, "holds") == 1);

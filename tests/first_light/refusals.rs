@@ -251,6 +251,18 @@ fn a_mistake_is_told_with_its_line_and_key_and_nothing_is_made() {
 }
 
 #[test]
+fn two_agents_do_not_share_a_folder() {
+    let lab = Lab::new();
+    let elsewhere = lab.file("elsewhere/x", "");
+    let elsewhere = elsewhere.parent().unwrap().to_str().unwrap();
+    for option in ["--data-dir", "--run-dir"] {
+        let told = lab.mvm_fails(&[option, elsewhere, "agent", "serve"]);
+        assert!(told.contains("another agent uses"), "{told}");
+    }
+    lab.mvm(&["agent", "status"]);
+}
+
+#[test]
 fn a_host_that_uses_the_range_of_tenants_addresses_is_refused_with_the_remedy() {
     let lab = lab();
     let before = made(&lab);

@@ -11,6 +11,7 @@ use kill_point::KillPoint::*;
 use mvm_harness::{Lab, Value};
 
 use crate::manifest::{Echo, echo};
+use crate::sleep_and_wake::now;
 
 const GATEWAY: &str = "alice/gateways";
 const WORKER: &str = "alice/workers";
@@ -135,6 +136,9 @@ fn a_deployment_is_finished_after_the_agent_died_in_the_middle_of_it() {
     }
 }
 
+/// How long a machine stands still without an agent: more than its clock may be wrong.
+const ASTRAY: Duration = Duration::from_secs(2);
+
 #[test]
 fn a_sleep_is_taken_back_or_finished_after_the_agent_died_in_the_middle_of_it() {
     let mut lab = Lab::new();
@@ -143,7 +147,11 @@ fn a_sleep_is_taken_back_or_finished_after_the_agent_died_in_the_middle_of_it() 
     let mut count = answered(&lab, 8080)["count"].as_u64().unwrap();
     for point in points_of("sleep") {
         let before = pid(&lab, WORKER);
-        kill_at(&mut lab, point.name(), &["instance", "sleep", WORKER]);
+        lab.restart_agent_with(&[("MVM_KILL_AT", point.name())]);
+        lab.settle();
+        die_in(&mut lab, point.name(), &["instance", "sleep", WORKER]);
+        std::thread::sleep(ASTRAY);
+        lab.start_agent();
         lab.settle();
         let committed = matches!(point, SleepCommitted | SleepEnded);
         let after = lab.info(WORKER);
@@ -155,6 +163,12 @@ fn a_sleep_is_taken_back_or_finished_after_the_agent_died_in_the_middle_of_it() 
         assert_tidy(&lab);
         count += 1;
         assert_eq!(answered(&lab, 8080)["count"], count, "its memory is whole, at {}", point.name());
+        let time = lab.get(8080, "/state").json()["time"].as_f64().unwrap();
+        assert!(
+            (time - now()).abs() < 1.0,
+            "its clock is right however long it stood still, at {}",
+            point.name()
+        );
         assert_eq!(lab.info(WORKER)["last_start"]["how"] == "wake", count > 5, "at {}", point.name());
         assert_eq!(pid(&lab, GATEWAY), gateway, "the gateway was not disturbed");
         let cancelled = lab.events("alice", "SleepCancelled").len();

@@ -35,10 +35,13 @@ fn a_sleeping_worker_is_woken_by_a_message_as_it_was() {
         assert_eq!((&awake["state"], &awake["ip"]), (&"running".into(), &address));
         assert_eq!(awake["generation"], cycle + 2);
         assert!(awake["last_start"]["how"] == "wake", "{awake}");
+        let snapshot = lab.data_dir().join("instances").join(awake["id"].as_str().unwrap()).join("snapshot");
+        assert!(!snapshot.exists(), "a consumed snapshot is removed, with all that it holds");
     }
     assert_eq!(lab.events("alice", "InstanceWoken").len(), 20);
 }
 
-fn now() -> f64 {
+/// The wall clock, in seconds since 1970.
+pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
