@@ -171,7 +171,10 @@ fn details(info: &InstanceInfo) -> String {
 }
 
 fn last_start(report: &StartReport) -> String {
-    let StartReport { how, why, total_ms, confirmed_ms } = report;
+    let StartReport { how, why, spare, total_ms, confirmed_ms } = report;
     let why = why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-    format!("{how} in {total_ms} ms ({confirmed_ms} ms until it had confirmed its identity){why}")
+    let spare = if *spare { ", its VMM started ahead" } else { "" };
+    format!(
+        "{how} in {total_ms:.0} ms ({confirmed_ms:.0} ms until it had confirmed its identity){spare}{why}"
+    )
 }

@@ -262,17 +262,25 @@ pub struct InstanceInfo {
 }
 
 /// How a start or wake went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StartReport {
-    /// `cold boot`, `wake`.
+    /// `cold boot`, `clone`, `wake`.
     pub how: String,
     /// Why this way, where another was expected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// From the request to ready, in milliseconds.
-    pub total_ms: u64,
+    /// Whether its VMM had been started ahead.
+    #[serde(default)]
+    pub spare: bool,
+    /// From the request to ready, in milliseconds with microseconds behind the point.
+    pub total_ms: f64,
     /// Of these, until the guest had confirmed its identity.
-    pub confirmed_ms: u64,
+    pub confirmed_ms: f64,
+}
+
+/// A duration in milliseconds, with microseconds behind the point.
+pub fn millis(duration: std::time::Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }
 
 /// What can be done to an instance.
@@ -313,7 +321,7 @@ pub struct ActDone {
     /// One sentence for a person.
     pub message: String,
     /// How long it took, in milliseconds.
-    pub took_ms: u64,
+    pub took_ms: f64,
 }
 
 /// What was destroyed.

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use mvm_model::{InstanceRef, Operation};
 use mvm_protocol::Stream;
 use mvm_protocol::api::{
-    Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE,
+    Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE, millis,
 };
 use mvm_protocol::control::{GuestReply, GuestRequest};
 use mvm_protocol::record::{self, Record};
@@ -147,16 +147,16 @@ pub async fn act(
         })
     };
     let outcome = acting.await.map_err(|error| fault(ErrorCode::Failed, error))??;
-    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took_ms = millis(begun.elapsed());
     let row = machine.view().row;
     let address = row.address();
     let message = match (&outcome, &row.last_start) {
         (Outcome::Already, _) => format!("{address} is {} already", row.state),
         (Outcome::Done, Some(start)) if matches!(act, Act::Start | Act::Wake) => {
             let why = start.why.as_ref().map_or(String::new(), |why| format!("; {why}"));
-            format!("{address} is {} ({} in {} ms{why})", row.state, start.how, start.total_ms)
+            format!("{address} is {} ({} in {:.0} ms{why})", row.state, start.how, start.total_ms)
         }
-        (Outcome::Done, _) => format!("{address} is {} ({took_ms} ms)", row.state),
+        (Outcome::Done, _) => format!("{address} is {} ({took_ms:.0} ms)", row.state),
     };
     Ok(Json(ActDone {
         instance: address,

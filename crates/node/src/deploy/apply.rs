@@ -380,7 +380,8 @@ async fn begin(machine: &Machine, events: &Events) -> Option<String> {
     let settled = machine.settled().await;
     let row = machine.view().row;
     let running = matches!(row.state, InstanceState::Running | InstanceState::Sleeping);
-    let how = row.last_start.as_ref().map_or(String::new(), |s| format!(" ({} in {} ms)", s.how, s.total_ms));
+    let how =
+        row.last_start.as_ref().map_or(String::new(), |s| format!(" ({} in {:.0} ms)", s.how, s.total_ms));
     events.progress(row.address(), format!("{}{how}", row.state), 1, 1);
     match settled {
         Ok(()) if running => None,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mvm_host::{Launch, LaunchKind};
 use mvm_model::Operation;
-use mvm_protocol::api::StartReport;
+use mvm_protocol::api::{StartReport, millis};
 
 use super::task::{Task, failed};
 use super::{ActError, Asker};
@@ -202,7 +202,7 @@ impl Task {
         kind: &'static str,
         asker: Asker,
     ) {
-        let detail = format!("{} in {} ms, for {}", report.how, report.total_ms, asker.as_str());
+        let detail = format!("{} in {:.0} ms, for {}", report.how, report.total_ms, asker.as_str());
         self.row.reason.clone_from(&report.why);
         self.row.last_start = Some(report);
         if self.row.goal == Some(Goal::Running) {
@@ -231,10 +231,10 @@ impl Task {
 }
 
 fn report(how: &str, why: Option<String>, begun: Instant, confirmed: Instant) -> StartReport {
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     StartReport {
         how: how.to_owned(),
         why,
+        spare: false,
         total_ms: millis(begun.elapsed()),
         confirmed_ms: millis(confirmed.duration_since(begun)),
     }
