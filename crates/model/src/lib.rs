@@ -30,7 +30,7 @@ pub use egress::{Egress, EgressRule};
 pub use id::{InstanceId, InstanceRef, InvalidId, PoolId, TenantId};
 pub use network::{MacAddr, NetId, TenantSubnet};
 pub use policy::{RestartPolicy, RuntimePolicy};
-pub use pool::{DesiredCounts, PoolSpec, Profile, Resources, SecretScope};
+pub use pool::{DesiredCounts, PoolSpec, Profile, Resources, SecretScope, SnapshotCompression};
 pub use quota::Quotas;
 pub use role::Role;
 pub use routes::{InstanceSelector, Route, RoutingTable};

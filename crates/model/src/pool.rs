@@ -68,6 +68,33 @@ pub struct SecretScope {
     pub keys: Vec<String>,
 }
 
+/// How the memory that a sleeping machine wrote is compressed on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotCompression {
+    /// Not at all: the fastest wake.
+    #[default]
+    None,
+    /// LZ4: fast.
+    Lz4,
+    /// Zstandard at its lowest level: small.
+    Zstd,
+}
+
+impl SnapshotCompression {
+    /// Every one there is.
+    pub const ALL: [Self; 3] = [Self::None, Self::Lz4, Self::Zstd];
+
+    /// The name in manifests.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
 /// Everything a tenant wants of one pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolSpec {
@@ -91,9 +118,20 @@ pub struct PoolSpec {
     pub runtime_policy: RuntimePolicy,
     /// What follows a failure.
     pub restart: RestartPolicy,
+    /// How the memory of its sleeping machines is compressed.
+    #[serde(default)]
+    pub snapshot_compression: SnapshotCompression,
+    /// How many VMMs at most are started ahead for it, while it has been in demand.
+    #[serde(default = "PoolSpec::default_spares")]
+    pub spares: u32,
 }
 
 impl PoolSpec {
+    /// The most VMMs that are started ahead for a pool, unless its manifest says otherwise.
+    pub const fn default_spares() -> u32 {
+        1
+    }
+
     /// Whether a secret belongs to this pool's machines.
     pub fn is_given(&self, scope: &str, key: &str) -> bool {
         if self.role.secrets() == crate::role::Need::No {

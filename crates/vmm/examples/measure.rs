@@ -50,7 +50,7 @@ async fn cycle(world: &World, machine: Box<dyn Machine>) -> (Box<dyn Machine>, G
     let mut clock = Clock::start();
     machine.pause().await.unwrap();
     clock.lap("pause");
-    let info = machine.snapshot(&world.asleep(), World::facts()).await.unwrap();
+    let info = machine.snapshot(&world.asleep(), World::facts(), &world.options()).await.unwrap();
     clock.lap("snapshot");
     machine.kill().await.unwrap();
     clock.lap("kill");
@@ -58,19 +58,19 @@ async fn cycle(world: &World, machine: Box<dyn Machine>) -> (Box<dyn Machine>, G
     clock.total("sleep");
     let expected = world.expected(&info);
     let mut clock = Clock::start();
-    let snapshot = Snapshot::open(&world.asleep(), &expected).unwrap();
+    let snapshot = Snapshot::open(&world.asleep(), &world.options().own, &expected).unwrap();
     clock.lap("open");
     let machine = world.launch(None, Start::Restore).await.unwrap();
     clock.lap("launch");
     let mut guest = Guest::connect(&*machine).await;
-    machine.restore(snapshot).await.unwrap();
+    machine.restore(snapshot.restore()).await.unwrap();
     clock.lap("restore");
     machine.cont().await.unwrap();
     clock.lap("cont");
     guest.ask("hello").await;
     clock.lap("answer");
     clock.total("wake");
-    mvm_vmm::remove_snapshot(&world.asleep()).unwrap();
+    mvm_vmm::remove_kept(&world.asleep()).unwrap();
     (machine, guest)
 }
 

@@ -13,7 +13,7 @@ use crate::ended::{Ended, Exit};
 use crate::error::Result;
 use crate::process::ProcessIdentity;
 use crate::shape::Shape;
-use crate::snapshot::{Snapshot, SnapshotFacts, SnapshotInfo};
+use crate::snapshot::{BaseFacts, BaseInfo, Restore, SnapshotFacts, SnapshotInfo, SnapshotOptions};
 
 /// A machine as it is to be started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,11 +45,35 @@ pub struct MachineSpec {
 }
 
 /// What a machine's memory is a private copy of. (Pages that it has not written cost nothing in a snapshot.)
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryBase {
     /// Zeros: anonymous memory, which no file and so no other machine shares.
     Empty,
+    /// A base, which other machines map too.
+    Shared {
+        /// Its id.
+        id: String,
+        /// Its folder.
+        folder: PathBuf,
+        /// The node of the read-only block device that its memory is behind.
+        node: PathBuf,
+    },
+    /// A flat memory that is this machine's alone.
+    Own {
+        /// Its folder.
+        folder: PathBuf,
+    },
+}
+
+impl MemoryBase {
+    /// The id of the base, if it is one.
+    pub fn id(&self) -> Option<String> {
+        match self {
+            Self::Shared { id, .. } => Some(id.clone()),
+            Self::Empty | Self::Own { .. } => None,
+        }
+    }
 }
 
 /// How a machine begins.
@@ -59,6 +83,11 @@ pub enum Start {
     Cold,
     /// With [`Machine::restore`].
     Restore,
+    /// Ahead of the machine that it will be, with a stand-in for a data disk of this size: [`Machine::assign`].
+    Spare {
+        /// Bytes of the data disk.
+        data_bytes: u64,
+    },
 }
 
 /// What a machine's VMM takes of the host's memory.
@@ -78,6 +107,12 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// If its disks cannot be examined.
     fn shape(&self, spec: &MachineSpec) -> Result<Shape>;
+
+    /// The shape with a data disk of another size than the spec's.
+    ///
+    /// # Errors
+    /// If its root file system cannot be examined.
+    fn shape_with(&self, spec: &MachineSpec, data_bytes: u64) -> Result<Shape>;
 
     /// Starts the VMM. Its guest waits, with the network link down, for [`Machine::cont`].
     ///
@@ -133,12 +168,19 @@ pub trait Machine: Send + Sync {
     /// Controllers that the host lacks, so that the machine is not limited by them.
     fn missing_limits(&self) -> &[String];
 
-    /// Loads a snapshot into a machine launched for that, and checks it to the end. The guest stays paused with
+    /// Makes a spare the machine of this spec: its data disk becomes the spec's, and it is found in the spec's run folder, to
+    /// which the caller has moved its own. Name, uid, processors, memory and root file system are as they were launched.
+    ///
+    /// # Errors
+    /// If the disk cannot be handed over; then it is good only for [`kill`](Self::kill).
+    async fn assign(self: Box<Self>, spec: &MachineSpec, shape: Shape) -> Result<Box<dyn Machine>>;
+
+    /// Loads a snapshot or a base into a machine launched for that, and checks it to the end. The guest stays paused with
     /// its link down.
     ///
     /// # Errors
     /// [`Error::Refused`](crate::Error::Refused) and others; then the machine is good only for [`kill`](Self::kill).
-    async fn restore(&self, snapshot: Snapshot) -> Result<()>;
+    async fn restore(&self, restore: Restore) -> Result<()>;
 
     /// Sets the network link up or down.
     ///
@@ -169,7 +211,19 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// If it is not paused, or something could not be written; then there is no such folder.
-    async fn snapshot(&self, folder: &Path, facts: SnapshotFacts) -> Result<SnapshotInfo>;
+    async fn snapshot(
+        &self,
+        folder: &Path,
+        facts: SnapshotFacts,
+        options: &SnapshotOptions,
+    ) -> Result<SnapshotInfo>;
+
+    /// Makes a base of a paused machine that was started cold, in a folder below `bases` that is named by its id, durably.
+    /// The machine is then good only for [`kill`](Self::kill).
+    ///
+    /// # Errors
+    /// If it is not paused, or something could not be written; then there is no such folder.
+    async fn make_base(&self, bases: &Path, facts: BaseFacts) -> Result<BaseInfo>;
 
     /// Ends the VMM in order, with its disks flushed; kills it if that takes longer than `patience`.
     /// The guest is not asked: the caller does that before.

@@ -5,18 +5,18 @@
 //! ```no_run
 //! # use mvm_vmm::*;
 //! # async fn sleep_and_wake(
-//! #     engine: &dyn Engine, machine: Box<dyn Machine>, spec: &MachineSpec, facts: SnapshotFacts, expected: Expected,
+//! #     engine: &dyn Engine, machine: Box<dyn Machine>, spec: &MachineSpec, facts: SnapshotFacts, options: &SnapshotOptions, expected: Expected,
 //! # ) -> Result<()> {
 //! # let folder = std::path::Path::new("/var/lib/mvm/sleep");
 //! machine.pause().await?;
-//! let info = machine.snapshot(folder, facts).await?;
+//! let info = machine.snapshot(folder, facts, options).await?;
 //! // … the caller commits `info` …
 //! machine.kill().await?;
 //!
-//! let snapshot = Snapshot::open(folder, &expected)?;
+//! let snapshot = Snapshot::open(folder, &options.own, &expected)?;
 //! let machine = engine.launch(spec, None, Start::Restore).await?;
 //! let control = tokio::net::UnixStream::connect(machine.control_socket()).await;
-//! machine.restore(snapshot).await?;
+//! machine.restore(snapshot.restore()).await?;
 //! // … the caller commits that the snapshot is consumed …
 //! machine.cont().await?;
 //! # Ok(())
@@ -25,11 +25,13 @@
 //! Nothing here decides when to do what, and nothing is remembered beyond the process: the caller does both.
 
 mod accel;
+mod block_device;
 pub mod cgroup;
 mod console;
 mod ended;
 mod engine;
 mod error;
+mod flat;
 mod launch;
 mod memory;
 mod process;
@@ -40,16 +42,18 @@ mod snapshot;
 mod sys;
 
 pub use accel::{Accel, AccelProbe};
+pub use block_device::BlockDevice;
 pub use console::trim_console;
 pub use ended::{Ended, Exit, Shutdown};
 pub use engine::{Engine, Machine, MachineSpec, MemoryBase, MemoryUsage, Start};
 pub use error::{Error, Result};
+pub use flat::FlatCheck;
 pub use launch::{LAUNCH_ARGUMENT, Launcher, launcher_main};
 pub use process::{ProcessIdentity, boot_id, kill_process};
 pub use qemu::{Detection, QemuEngine, recorded_process};
 pub use qmp::QmpError;
 pub use shape::{Device, EngineVersion, Misfit, Shape};
 pub use snapshot::{
-    Cipher, DiskIdentity, Expected, Refusal, RefusalReason, Rule, Snapshot, SnapshotFacts, SnapshotInfo,
-    remove as remove_snapshot,
+    Base, BaseExpected, BaseFacts, BaseInfo, Cipher, DiskIdentity, Expected, Refusal, RefusalReason, Restore,
+    Rule, Snapshot, SnapshotFacts, SnapshotInfo, SnapshotMemory, SnapshotOptions, remove as remove_kept,
 };

@@ -47,8 +47,9 @@ pub(crate) fn extend(runs: &mut Vec<Run>, page: u64) {
 }
 
 impl GuestMemory {
-    /// The mapping of `bytes` at `start`, after making sure that it is private, writable, without a file.
-    pub(crate) fn new(pid: u32, start: u64, bytes: u64) -> Result<Self> {
+    /// The mapping of `bytes` at `start`, after making sure that it is private and writable, and of a file or of none as it
+    /// should be.
+    pub(crate) fn new(pid: u32, start: u64, bytes: u64, of_file: bool) -> Result<Self> {
         let maps =
             fs::read_to_string(format!("/proc/{pid}/maps")).doing(|| "read the VMM's mappings".into())?;
         let wrong = |reason: &str| Error::Answer(format!("guest memory at {start:#x}: {reason}"));
@@ -57,7 +58,7 @@ impl GuestMemory {
         if mapping.to - start < bytes {
             return Err(wrong("the mapping is too small"));
         }
-        if !mapping.private_anonymous {
+        if !mapping.private || mapping.of_file != of_file {
             return Err(wrong("the mapping is not private memory"));
         }
         if !start.is_multiple_of(PAGE) || !bytes.is_multiple_of(PAGE) {
@@ -126,7 +127,8 @@ fn is_private(entry: u64) -> bool {
 struct Mapping {
     from: u64,
     to: u64,
-    private_anonymous: bool,
+    private: bool,
+    of_file: bool,
 }
 
 impl Mapping {
@@ -138,14 +140,38 @@ impl Mapping {
         Some(Self {
             from: u64::from_str_radix(from, 16).ok()?,
             to: u64::from_str_radix(to, 16).ok()?,
-            private_anonymous: permissions == "rw-p" && inode == "0",
+            private: permissions == "rw-p",
+            of_file: inode != "0",
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    pub(crate) const GUEST_PAGES: u64 = 4096;
+
+    /// Some of this process's own memory, standing for a guest's: reading and writing it is the same.
+    pub(crate) struct Guest {
+        _block: Vec<u8>,
+        pub(crate) memory: GuestMemory,
+    }
+
+    /// A guest whose pages have these bytes, and zeros where none is named.
+    pub(crate) fn guest(pages: &BTreeMap<u64, u8>) -> Guest {
+        let mut block = vec![0u8; (GUEST_PAGES * PAGE) as usize * 3];
+        // Touching it all makes the mapping private at all pages, the zero ones too.
+        block.fill(0);
+        let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
+        let memory = GuestMemory::new(std::process::id(), start, GUEST_PAGES * PAGE, false).unwrap();
+        for (page, value) in pages {
+            memory.write(*page, &[*value; PAGE as usize]).unwrap();
+        }
+        Guest { _block: block, memory }
+    }
 
     #[test]
     fn only_written_pages_are_private() {
@@ -170,7 +196,7 @@ mod tests {
         // Big enough for a mapping of its own.
         let block = vec![0u8; 64 << 20];
         let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
-        let memory = GuestMemory::new(std::process::id(), start, 32 << 20).unwrap();
+        let memory = GuestMemory::new(std::process::id(), start, 32 << 20, false).unwrap();
         assert_eq!(memory.private_runs().unwrap(), []);
         memory.write(5, &[7; 4096]).unwrap();
         let mut page = [0; 4096];
@@ -185,6 +211,6 @@ mod tests {
 
     #[test]
     fn a_mapping_that_is_too_small_is_no_memory() {
-        assert!(GuestMemory::new(std::process::id(), 4096, 4096).is_err());
+        assert!(GuestMemory::new(std::process::id(), 4096, 4096, false).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! The system calls that no safe wrapper offers. All `unsafe` of this crate is here.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -71,6 +71,117 @@ pub(crate) fn unshare_namespaces() -> rustix::io::Result<()> {
     let namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     // SAFETY: the descriptor table stays shared (no `FILES`), which is the one thing that could be unsound.
     unsafe { unshare_unsafe(namespaces) }
+}
+
+// linux/loop.h.
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// `struct loop_info64`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    names: [u8; 64 + 64 + 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config`.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<LoopInfo>() == 232 && size_of::<LoopConfig>() == 304);
+
+impl LoopInfo {
+    const EMPTY: Self = Self {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: 0,
+        names: [0; 160],
+        init: [0; 2],
+    };
+}
+
+/// What is behind a loop device.
+pub(crate) struct LoopStatus {
+    pub(crate) inode: u64,
+    pub(crate) read_only: bool,
+}
+
+/// The number of a loop device that nobody uses.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn free_loop(control: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: this request takes no argument.
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+    if number < 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
+}
+
+/// Puts a file behind a loop device: read-only, past the file's own page cache, until the last one closes it.
+///
+/// # Errors
+/// `EBUSY` if another program was faster, and the kernel's others.
+pub(crate) fn configure_loop(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+    let fd = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
+    let info = LoopInfo { flags, ..LoopInfo::EMPTY };
+    let mut config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+    // SAFETY: the request reads one `loop_config`, which lives for the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw mut config) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What is behind a loop device.
+///
+/// # Errors
+/// `ENXIO` if nothing is.
+pub(crate) fn loop_status(device: BorrowedFd<'_>) -> io::Result<LoopStatus> {
+    let mut info = LoopInfo::EMPTY;
+    // SAFETY: the request writes one `loop_info64`, which lives for the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(LoopStatus { inode: info.inode, read_only: info.flags & LO_FLAGS_READ_ONLY != 0 })
+}
+
+/// Whether the kernel lets this descriptor be mapped shared and writable. The mapping is taken away at once.
+pub(crate) fn maps_writable(descriptor: BorrowedFd<'_>) -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let length = 4096;
+    // SAFETY: a new mapping, at an address that the kernel chooses, that nothing is read from or written to.
+    unsafe {
+        let address =
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, descriptor.as_raw_fd(), 0);
+        address != libc::MAP_FAILED && {
+            libc::munmap(address, length);
+            true
+        }
+    }
 }
 
 /// A descriptor whose readability can be awaited. To be called in a runtime.

@@ -17,6 +17,8 @@ pub(super) const MEM_MIB: RangeInclusive<u32> = 128..=1 << 20;
 pub(super) const DATA_DISK_MIB: RangeInclusive<u64> = 16..=16 << 20;
 /// Each of the three counts: no subnet has more addresses.
 pub(super) const COUNT: RangeInclusive<u32> = 0..=65_535;
+/// VMMs started ahead for one pool: each takes some 40 MiB.
+pub(super) const SPARES: RangeInclusive<u32> = 0..=64;
 /// The ports there are.
 pub(super) const PORT: RangeInclusive<u16> = 1..=65_535;
 

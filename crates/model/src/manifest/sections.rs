@@ -6,12 +6,12 @@ use std::ops::RangeInclusive;
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
-use super::check::{COUNT, DATA_DISK_MIB, MEM_MIB, PORT, VCPUS};
+use super::check::{COUNT, DATA_DISK_MIB, MEM_MIB, PORT, SPARES, VCPUS};
 use super::reader::{Keys, Table, Value};
 use super::{Deployment, Problem, Publish, RequestedNetwork, SecretSource, routing, secrets};
 use crate::{
     DesiredCounts, Egress, NetId, PoolId, PoolSpec, Profile, Quotas, Resources, RestartPolicy, Role,
-    RoutingTable, RuntimePolicy, SecretScope, TenantId, TenantSubnet,
+    RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression, TenantId, TenantSubnet,
 };
 
 /// A quota's range: as large as the type for what is counted, 2^40 for what is measured.
@@ -98,11 +98,12 @@ const POOL: Keys = Keys {
         "secret_scopes",
         "runtime_policy",
         "restart",
+        "snapshot_compression",
+        "spares",
     ],
     later: &[
         ("flake", "flake images are"),
         ("sleep_after_seconds", "sleep of idle machines (`sleep_after_seconds`) is"),
-        ("snapshot_compression", "snapshot compression is"),
         ("peer_traffic", "peer traffic is"),
         ("integrations", "integrations are"),
         ("pinned", "pinned pools are"),
@@ -132,6 +133,10 @@ fn read_pool(section: Value<'_, '_>) -> Result<PoolSpec, Problem> {
         secret_scopes: pool.optional("secret_scopes", |value| value.list(read_scope))?,
         runtime_policy: pool.optional("runtime_policy", read_runtime_policy)?.unwrap_or_default(),
         restart: pool.optional("restart", read_restart)?.unwrap_or(RestartPolicy::default_for(role)),
+        snapshot_compression: pool.optional("snapshot_compression", read_compression)?.unwrap_or_default(),
+        spares: pool
+            .optional("spares", |value| value.integer(&SPARES))?
+            .unwrap_or(PoolSpec::default_spares()),
     })
 }
 
@@ -215,6 +220,14 @@ fn read_restart(value: Value<'_, '_>) -> Result<RestartPolicy, Problem> {
     all.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| {
         value.problem(format!("`{text}` is not a restart policy: use on-failure, on-demand or never"))
     })
+}
+
+fn read_compression(value: Value<'_, '_>) -> Result<SnapshotCompression, Problem> {
+    let text = value.text()?;
+    SnapshotCompression::ALL
+        .into_iter()
+        .find(|compression| compression.as_str() == text)
+        .ok_or_else(|| value.problem(format!("`{text}` is not a compression: use none, lz4 or zstd")))
 }
 
 fn read_publish(value: Value<'_, '_>) -> Result<Publish, Problem> {

@@ -60,7 +60,7 @@ fn launch(socket: &mut UnixStream) -> Result<Infallible> {
     rustix::stdio::dup2_stdin(&null).doing(|| "replace the standard input".into())?;
     limit(&plan)?;
     drop_privileges(&plan)?;
-    seccomp::install()
+    seccomp::install(plan.kvm)
         .map_err(|error| Error::Answer(format!("cannot install the seccomp filter: {error}")))?;
     require_agent(socket)?;
     let error = Command::new(&plan.program).args(&plan.arguments).env_clear().exec();

@@ -110,6 +110,18 @@ impl Started {
     }
 }
 
+/// What a guest's memory is a copy of.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum MemorySource {
+    /// A read-only block device, whose node is made in the VMM's own /dev.
+    Device {
+        /// Its major and minor number.
+        number: (u32, u32),
+    },
+    /// A file of its own, which QEMU opens for writing.
+    File(PathBuf),
+}
+
 /// What the launcher is to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
@@ -127,6 +139,8 @@ pub(crate) struct Plan {
     pub(crate) root: PathBuf,
     /// Files and folders it sees, read-only, and where.
     pub(crate) visible: Vec<(PathBuf, PathBuf)>,
+    /// What its guest's memory is a copy of, and where it sees that.
+    pub(crate) memory: Option<(MemorySource, PathBuf)>,
     /// Whether it gets /dev/kvm.
     pub(crate) kvm: bool,
     /// No file grows beyond this many bytes by its hand.

@@ -10,7 +10,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
 };
 
-use super::Plan;
+use super::{MemorySource, Plan};
 use crate::error::{Doing, Result};
 
 /// Where programs and libraries are. What is a link on the host (merged /usr) becomes the same link.
@@ -33,6 +33,7 @@ pub(super) fn enter(plan: &Plan) -> Result<()> {
         bind_read_only(from, &inside(&plan.root, to))?;
     }
     make_devices(plan)?;
+    show_memory(plan)?;
     switch_to(&plan.root)?;
     mount_remount("/", flags | MountFlags::RDONLY, c"").doing(|| "make the root folder read-only".into())
 }
@@ -52,7 +53,29 @@ fn show_system(root: &Path, path: &Path) -> Result<()> {
     symlink(target, &to).doing(|| format!("make the link {}", to.display()))
 }
 
+/// QEMU before 8.2 opens what it copies memory from for writing, though it never does.
+fn show_memory(plan: &Plan) -> Result<()> {
+    match &plan.memory {
+        None => Ok(()),
+        Some((MemorySource::Device { number: (major, minor) }, to)) => {
+            make_node(plan, &inside(&plan.root, to), FileType::BlockDevice, makedev(*major, *minor))
+        }
+        Some((MemorySource::File(from), to)) => {
+            let to = inside(&plan.root, to);
+            bind(from, &to)?;
+            let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount_remount(&to, flags, c"").doing(|| format!("show {} to the VMM", from.display()))
+        }
+    }
+}
+
 fn bind_read_only(from: &Path, to: &Path) -> Result<()> {
+    bind(from, to)?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    mount_remount(to, flags, c"").doing(|| format!("show {} to the VMM", from.display()))
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
     let doing = || format!("show {} to the VMM", from.display());
     if from.is_dir() {
         make_folder(to)?;
@@ -60,9 +83,7 @@ fn bind_read_only(from: &Path, to: &Path) -> Result<()> {
         to.parent().map_or(Ok(()), make_folder)?;
         File::create(to).doing(doing)?;
     }
-    mount_bind(from, to).doing(doing)?;
-    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    mount_remount(to, flags, c"").doing(doing)
+    mount_bind(from, to).doing(doing)
 }
 
 fn make_folder(path: &Path) -> Result<()> {
@@ -78,14 +99,16 @@ fn make_devices(plan: &Plan) -> Result<()> {
     let folder = plan.root.join("dev");
     make_folder(&folder)?;
     for (name, major, minor) in DEVICES.into_iter().chain(plan.kvm.then_some(KVM)) {
-        let node = folder.join(name);
-        let doing = || format!("make the device {name}");
-        let mode = Mode::RUSR | Mode::WUSR;
-        mknodat(CWD, &node, FileType::CharacterDevice, mode, makedev(major, minor)).doing(doing)?;
-        let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.uid));
-        chownat(CWD, &node, Some(uid), Some(gid), AtFlags::empty()).doing(doing)?;
+        make_node(plan, &folder.join(name), FileType::CharacterDevice, makedev(major, minor))?;
     }
     Ok(())
+}
+
+fn make_node(plan: &Plan, node: &Path, kind: FileType, device: u64) -> Result<()> {
+    let doing = || format!("make the device {}", node.display());
+    mknodat(CWD, node, kind, Mode::RUSR | Mode::WUSR, device).doing(doing)?;
+    let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.uid));
+    chownat(CWD, node, Some(uid), Some(gid), AtFlags::empty()).doing(doing)
 }
 
 fn switch_to(root: &Path) -> Result<()> {

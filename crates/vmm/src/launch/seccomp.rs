@@ -15,19 +15,29 @@ const IOCTL_TYPE: u64 = 0xff00;
 const X32: u32 = 0x4000_0000;
 
 /// Refuses loop devices' ioctls with EPERM and kills the process at system calls of another architecture.
-pub(super) fn install() -> Result<(), Box<dyn std::error::Error>> {
-    Ok(seccompiler::apply_filter(&program()?)?)
+///
+/// Without KVM, which needs them, shared mappings are refused too: before Linux 6.6 a read-only device could be written by one.
+pub(super) fn install(kvm: bool) -> Result<(), Box<dyn std::error::Error>> {
+    Ok(seccompiler::apply_filter(&program(kvm)?)?)
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+fn program(kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     let loop_ioctl = SeccompRule::new(vec![SeccompCondition::new(
         1,
         SeccompCmpArgLen::Dword,
         SeccompCmpOp::MaskedEq(IOCTL_TYPE),
         LOOP_IOCTLS,
     )?])?;
+    let mut rules = BTreeMap::from([(libc::SYS_ioctl, vec![loop_ioctl])]);
+    if !kvm {
+        // MAP_SHARED_VALIDATE has this bit too, MAP_PRIVATE has not.
+        let shared = libc::MAP_SHARED as u64;
+        let condition =
+            SeccompCondition::new(3, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(shared), shared)?;
+        rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![condition])?]);
+    }
     let filter: BpfProgram = SeccompFilter::new(
-        BTreeMap::from([(libc::SYS_ioctl, vec![loop_ioctl])]),
+        rules,
         SeccompAction::Allow,
         SeccompAction::Errno(libc::EPERM as u32),
         TargetArch::x86_64,
@@ -65,7 +75,7 @@ mod tests {
         // A filter is its thread's own.
         let filtered = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
-            install().unwrap();
+            install(true).unwrap();
             [change_fd, set_status, 0xffff_ffff_0000_4c06, other].map(error_of)
         });
         let refused = Some(libc::EPERM);

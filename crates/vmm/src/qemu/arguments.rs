@@ -17,6 +17,13 @@ pub(super) const CONTROL_ID: &str = "control";
 /// Where the VMM sees kernel and initrd.
 pub(super) const KERNEL: &str = "/boot/kernel";
 pub(super) const INITRD: &str = "/boot/initrd";
+/// Where the VMM sees what its memory is a copy of.
+pub(super) const SHARED_MEMORY: &str = "/dev/base";
+pub(super) const OWN_MEMORY: &str = "/memory";
+
+/// The node of the data disk that the device is on, and what limits it.
+pub(super) const DATA_NODE: &str = "data";
+pub(super) const DATA_LIMITS: &str = "data-limits";
 
 /// Descriptors that the VMM inherits, in this order.
 #[derive(Clone, Copy)]
@@ -35,6 +42,9 @@ impl Passed {
         FIRST_DESCRIPTOR + self as usize
     }
 }
+
+/// The node below the filter of a spare's data disk.
+const STAND_IN: &str = "data-stand-in";
 
 /// MiB for translated code. Enough for a boot without throwing any away; a smaller one saves little.
 const TRANSLATIONS_MIB: u32 = 64;
@@ -62,8 +72,8 @@ pub(super) fn arguments(
     all.flag("-kernel", KERNEL);
     all.flag("-initrd", INITRD);
     all.flag("-append", kernel_command_line(spec, tsc_khz));
-    all.disk("rootfs", Passed::Rootfs, true);
-    all.disk("data", Passed::Data, false);
+    all.disk("rootfs", Passed::Rootfs, true, false);
+    all.disk(DATA_NODE, Passed::Data, false, matches!(start, Start::Spare { .. }));
     all.network(spec, with_tap);
     all.channels();
     all.0
@@ -93,8 +103,10 @@ impl Arguments {
         self.flag("-m", format!("{}M", spec.mem_mib));
         self.flag(
             "-object",
-            match spec.memory {
+            match &spec.memory {
                 MemoryBase::Empty => format!("memory-backend-ram,id=mem,size={}M", spec.mem_mib),
+                MemoryBase::Shared { .. } => copy_of(SHARED_MEMORY, spec),
+                MemoryBase::Own { .. } => copy_of(OWN_MEMORY, spec),
             },
         );
         self.0.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-S"].map(str::to_owned));
@@ -102,12 +114,13 @@ impl Arguments {
         self.flag("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         // Device state that is saved by itself has no such section.
         self.flag("-global", "migration.send-configuration=off");
-        if start == Start::Restore {
+        if start != Start::Cold {
             self.flag("-incoming", "defer");
         }
     }
 
-    fn disk(&mut self, name: &str, descriptor: Passed, read_only: bool) {
+    /// A disk's file and format below its device; with a filter in between where another file is to come below later.
+    fn disk(&mut self, name: &str, descriptor: Passed, read_only: bool, replaceable: bool) {
         let number = descriptor.number();
         let read_only = if read_only { "on" } else { "off" };
         self.flag("-add-fd", format!("fd={number},set={number}"));
@@ -121,8 +134,18 @@ impl Arguments {
         );
         self.flag(
             "-blockdev",
-            format!("driver=raw,node-name={name},file={name}-file,read-only={read_only},discard=unmap"),
+            format!(
+                "driver=raw,node-name={},file={name}-file,read-only={read_only},discard=unmap",
+                if replaceable { STAND_IN } else { name }
+            ),
         );
+        if replaceable {
+            self.flag("-object", format!("throttle-group,id={DATA_LIMITS}"));
+            self.flag(
+                "-blockdev",
+                format!("driver=throttle,node-name={name},throttle-group={DATA_LIMITS},file={STAND_IN}"),
+            );
+        }
         // The guest is told of a full or failing disk; pausing it would look like a hang.
         self.flag("-device", format!("{DISK},id={name}-disk,drive={name},werror=report,rerror=report"));
     }
@@ -153,6 +176,10 @@ impl Arguments {
         self.flag("-chardev", format!("file,id=console,path=/dev/fdset/{console},append=on"));
         self.flag("-serial", "chardev:console");
     }
+}
+
+fn copy_of(path: &str, spec: &MachineSpec) -> String {
+    format!("memory-backend-file,id=mem,size={}M,mem-path={path},share=off", spec.mem_mib)
 }
 
 fn kernel_command_line(spec: &MachineSpec, tsc_khz: u64) -> String {

@@ -47,8 +47,10 @@ struct FileStamp {
 
 /// The oldest version that was tried.
 const OLDEST: (u64, u64) = (7, 2);
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 17] = [
     "add-fd",
+    "blockdev-add",
+    "blockdev-reopen",
     "cont",
     "getfd",
     "human-monitor-command",
@@ -70,7 +72,7 @@ const PROPERTIES: [(&str, &[&str]); 4] = [
     (SERIAL, &["max_ports"]),
     ("virtserialport", &["chardev", "name", "nr"]),
 ];
-const OBJECTS: [&str; 1] = ["memory-backend-ram"];
+const OBJECTS: [&str; 3] = ["memory-backend-ram", "memory-backend-file", "throttle-group"];
 const MACHINE: &str = "microvm";
 
 impl Detection {

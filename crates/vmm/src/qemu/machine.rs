@@ -13,28 +13,36 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::arguments::{CONTROL_ID, NETWORK_ID};
+use super::arguments::{CONTROL_ID, DATA_LIMITS, DATA_NODE, NETWORK_ID};
+use super::open_data;
 use super::start::{CONSOLE, CONTROL, MONITOR};
 use crate::cgroup::Cgroup;
 use crate::ended::{Ended, Exit, Shutdown};
-use crate::engine::{Machine, MachineSpec, MemoryUsage};
+use crate::engine::{Machine, MachineSpec, MemoryBase, MemoryUsage};
 use crate::error::{Doing, Error, Result, blocking};
 use crate::memory::GuestMemory;
 use crate::process::{ProcessIdentity, kill, wait_for_exit};
 use crate::qmp::{Event, PATIENCE, Qmp, QmpError};
 use crate::shape::Shape;
-use crate::snapshot::{self, DiskIdentity, Snapshot, SnapshotFacts, SnapshotInfo};
+use crate::snapshot::{
+    self, BaseFacts, BaseInfo, DiskIdentity, Paused, Restore, SnapshotFacts, SnapshotInfo, SnapshotOptions,
+};
 
 /// How long the control socket may take to be seen connected; it was connected before.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long device state may take; it takes milliseconds.
 const STATE_PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks at something that takes a millisecond.
+/// For so long it is looked at without a pause.
+const EAGER: Duration = Duration::from_millis(10);
+/// Between two looks at something that takes longer.
 const SOON: Duration = Duration::from_millis(1);
 /// The largest device state that is believed.
 const LARGEST_STATE: u64 = 64 << 20;
 /// Name of a descriptor in the monitor.
 const STATE: &str = "state";
+/// The data disk of a machine that was a spare: its descriptor's set, and its node below the filter.
+const DATA_SET: u32 = 1;
+const DATA_DISK: &str = "data-disk-own";
 
 /// What a machine is made of, beside its monitor.
 pub(super) struct Parts {
@@ -51,6 +59,7 @@ pub(super) struct QemuMachine {
     data: Arc<File>,
     monitor: Qmp,
     shape: Shape,
+    base: MemoryBase,
     control: PathBuf,
     console: PathBuf,
     missing_limits: Vec<String>,
@@ -72,6 +81,7 @@ impl QemuMachine {
             data: Arc::new(data),
             monitor,
             shape,
+            base: spec.memory.clone(),
             control: spec.run_dir.join(CONTROL),
             console: spec.run_dir.join(CONSOLE),
             missing_limits,
@@ -111,7 +121,8 @@ impl QemuMachine {
         let text = answer.as_str().unwrap_or_default();
         let address = parse_address(text).ok_or_else(|| Error::Answer(text.to_owned()))?;
         let (pid, bytes) = (self.identity.pid, u64::from(self.shape.mem_mib) << 20);
-        blocking(move || GuestMemory::new(pid, address, bytes)).await
+        let of_file = self.base != MemoryBase::Empty;
+        blocking(move || GuestMemory::new(pid, address, bytes, of_file)).await
     }
 
     async fn status(&self) -> Result<String> {
@@ -161,20 +172,55 @@ impl QemuMachine {
     async fn load_devices(&self, state: &[u8]) -> Result<()> {
         // What was checked is what is loaded.
         let state = OwnedFd::from(memory_file(state)?);
-        // Without this the guest announces an address that may not be its own any more.
-        self.ask("migrate-set-parameters", json!({ "announce-rounds": 0 })).await?;
-        self.ask_with("getfd", json!({ "fdname": STATE }), Some(&state), PATIENCE).await?;
-        self.ask("migrate-incoming", json!({ "uri": format!("fd:{STATE}") })).await?;
-        let deadline = Instant::now() + STATE_PATIENCE;
-        while Instant::now() < deadline {
+        let (named, quiet, begun) = tokio::join!(
+            self.ask_with("getfd", json!({ "fdname": STATE }), Some(&state), PATIENCE),
+            // Without this the guest announces an address that may not be its own any more.
+            self.ask("migrate-set-parameters", json!({ "announce-rounds": 0 })),
+            self.ask("migrate-incoming", json!({ "uri": format!("fd:{STATE}") })),
+        );
+        named.and(quiet).and(begun)?;
+        let begun = Instant::now();
+        while begun.elapsed() < STATE_PATIENCE {
             let answer = self.ask("query-migrate", json!({})).await?;
             match answer["status"].as_str() {
                 Some("completed") => return Ok(()),
                 Some("failed" | "cancelled") => return Err(Error::Answer(format!("device state: {answer}"))),
+                // It takes less than a timer's granularity.
+                _ if begun.elapsed() < EAGER => tokio::task::yield_now().await,
                 _ => sleep(SOON).await,
             }
         }
         Err(Error::Answer("loading the device state takes too long".into()))
+    }
+
+    /// Puts a spare's data disk on this file in place of its stand-in.
+    async fn take_disk(&self, data: &File) -> Result<()> {
+        let descriptor = data.try_clone().map(OwnedFd::from).doing(|| "duplicate a descriptor".into())?;
+        let path = format!("/dev/fdset/{DATA_SET}");
+        // Locks are for files that others may open; this was opened for this machine alone.
+        let file = json!({
+            "driver": "file", "filename": path, "locking": "off", "discard": "unmap", "aio": "threads",
+        });
+        let disk = json!({ "driver": "raw", "node-name": DATA_DISK, "file": file, "discard": "unmap" });
+        let filter = json!({
+            "driver": "throttle", "node-name": DATA_NODE, "throttle-group": DATA_LIMITS, "file": DATA_DISK,
+        });
+        let (given, added, below) = tokio::join!(
+            self.ask_with("add-fd", json!({ "fdset-id": DATA_SET }), Some(&descriptor), PATIENCE),
+            self.ask("blockdev-add", disk),
+            self.ask("blockdev-reopen", json!({ "options": [filter] })),
+        );
+        given.and(added).and(below).map(drop)
+    }
+
+    /// A paused machine's device state and memory, its disk flushed.
+    async fn stand_still(&self) -> Result<(Vec<u8>, GuestMemory)> {
+        self.require_status(&["paused"], "paused").await?;
+        let data = Arc::clone(&self.data);
+        let flush = blocking(move || data.sync_data().doing(|| "flush the data disk".into()));
+        let (flushed, device, memory) = tokio::join!(flush, self.save_devices(), self.memory());
+        flushed?;
+        Ok((device?, memory?))
     }
 }
 
@@ -196,14 +242,28 @@ impl Machine for QemuMachine {
         &self.missing_limits
     }
 
-    async fn restore(&self, snapshot: Snapshot) -> Result<()> {
-        self.require_status(&["inmigrate"], "launched for a restore").await?;
-        self.require_control().await?;
-        let memory = self.memory().await?;
-        let snapshot = blocking(move || snapshot.fill(&memory).map(|()| snapshot)).await?;
-        self.load_devices(snapshot.device()).await?;
-        self.set_link(false).await?;
-        self.require_status(&["paused", "prelaunch"], "paused after the restore").await
+    async fn assign(self: Box<Self>, spec: &MachineSpec, shape: Shape) -> Result<Box<dyn Machine>> {
+        let data = open_data(spec)?;
+        self.take_disk(&data).await?;
+        let (control, console) = (spec.run_dir.join(CONTROL), spec.run_dir.join(CONSOLE));
+        Ok(Box::new(Self { data: Arc::new(data), shape, control, console, ..*self }))
+    }
+
+    async fn restore(&self, restore: Restore) -> Result<()> {
+        let (status, control, memory) = tokio::join!(
+            self.require_status(&["inmigrate"], "launched for a restore"),
+            self.require_control(),
+            self.memory(),
+        );
+        status.and(control)?;
+        let (memory, base) = (memory?, self.base.clone());
+        let restore = blocking(move || restore.fill(&memory, &base).map(|()| restore)).await?;
+        self.load_devices(restore.device()).await?;
+        let (down, status) = tokio::join!(
+            self.set_link(false),
+            self.require_status(&["paused", "prelaunch"], "paused after the restore")
+        );
+        down.and(status)
     }
 
     async fn set_link(&self, up: bool) -> Result<()> {
@@ -223,15 +283,27 @@ impl Machine for QemuMachine {
         Ok(self.status().await? == "running")
     }
 
-    async fn snapshot(&self, folder: &Path, facts: SnapshotFacts) -> Result<SnapshotInfo> {
-        self.require_status(&["paused"], "paused").await?;
-        let data = Arc::clone(&self.data);
-        let flush = blocking(move || data.sync_data().doing(|| "flush the data disk".into()));
-        let (flushed, device, memory) = tokio::join!(flush, self.save_devices(), self.memory());
-        let ((), device, memory) = (flushed?, device?, memory?);
+    async fn snapshot(
+        &self,
+        folder: &Path,
+        facts: SnapshotFacts,
+        options: &SnapshotOptions,
+    ) -> Result<SnapshotInfo> {
+        let (device, memory) = self.stand_still().await?;
         let disk = DiskIdentity::of(&self.data).doing(|| "examine the data disk".into())?;
-        let (folder, shape) = (folder.to_owned(), self.shape.clone());
-        blocking(move || snapshot::write(&folder, &memory, &device, (facts, shape, disk))).await
+        let (folder, shape, base) = (folder.to_owned(), self.shape.clone(), self.base.clone());
+        let options = options.clone();
+        blocking(move || {
+            let paused = Paused { memory: &memory, base: &base, device: &device, shape, disk };
+            snapshot::write(&folder, paused, facts, &options)
+        })
+        .await
+    }
+
+    async fn make_base(&self, bases: &Path, facts: BaseFacts) -> Result<BaseInfo> {
+        let (device, memory) = self.stand_still().await?;
+        let (bases, shape) = (bases.to_owned(), self.shape.clone());
+        blocking(move || snapshot::write_base(&bases, &memory, &device, (facts, shape))).await
     }
 
     async fn quit(&self, patience: Duration) -> Result<Ended> {

@@ -49,10 +49,11 @@ impl QemuEngine {
 #[async_trait]
 impl Engine for QemuEngine {
     fn shape(&self, spec: &MachineSpec) -> Result<Shape> {
-        let disk = |path: &Path| {
-            let bytes = std::fs::metadata(path).doing(|| format!("examine {}", path.display()))?.len();
-            Ok::<_, Error>(Device { kind: arguments::DISK.into(), bytes: Some(bytes) })
-        };
+        self.shape_with(spec, size_of(&spec.data)?)
+    }
+
+    fn shape_with(&self, spec: &MachineSpec, data_bytes: u64) -> Result<Shape> {
+        let disk = |bytes: u64| Device { kind: arguments::DISK.into(), bytes: Some(bytes) };
         let other = |kind: &str| Device { kind: kind.into(), bytes: None };
         Ok(Shape {
             engine: EngineVersion {
@@ -67,8 +68,8 @@ impl Engine for QemuEngine {
             vcpus: spec.vcpus,
             mem_mib: spec.mem_mib,
             devices: vec![
-                disk(&spec.rootfs)?,
-                disk(&spec.data)?,
+                disk(size_of(&spec.rootfs)?),
+                disk(data_bytes),
                 other(arguments::NETWORK),
                 other(arguments::SERIAL),
             ],
@@ -112,6 +113,10 @@ impl Engine for QemuEngine {
         Cgroup::existing(&spec.name)?.remove();
         Ok(())
     }
+}
+
+fn size_of(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).doing(|| format!("examine {}", path.display()))?.len())
 }
 
 /// The process of the VMM that was launched last in a run folder, if it still lives: also one that is only about to

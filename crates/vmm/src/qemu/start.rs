@@ -2,19 +2,21 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::arguments::{self, INITRD, KERNEL};
+use rustix::fs::{MemfdFlags, major, memfd_create, minor};
+
+use super::arguments::{self, INITRD, KERNEL, OWN_MEMORY, SHARED_MEMORY};
 use super::machine::{Parts, QemuMachine};
 use super::{QemuEngine, open_data};
 use crate::accel::Accel;
 use crate::cgroup::{Cgroup, Limits};
 use crate::console::open_log;
-use crate::engine::{Engine, MachineSpec, Start};
+use crate::engine::{Engine, MachineSpec, MemoryBase, Start};
 use crate::error::{Doing, Error, Result, blocking};
-use crate::launch::{Plan, Started};
+use crate::launch::{MemorySource, Plan, Started};
 use crate::process::ProcessIdentity;
 use crate::shape::Shape;
 
@@ -65,9 +67,8 @@ struct Prepared {
 fn prepare(engine: &QemuEngine, spec: &MachineSpec, tap: Option<OwnedFd>, start: Start) -> Result<Prepared> {
     check_name(spec)?;
     make_run_dir(spec)?;
-    let data = open_data(spec)?;
+    let (data, for_vmm) = data_disk(spec, start)?;
     let rootfs = File::open(&spec.rootfs).doing(|| format!("open {}", spec.rootfs.display()))?;
-    let for_vmm = data.try_clone().doing(|| "duplicate a descriptor".into())?;
     let with_tap = tap.is_some();
     // In the order of `Passed`.
     let mut descriptors: Vec<OwnedFd> = vec![
@@ -92,10 +93,43 @@ fn prepare(engine: &QemuEngine, spec: &MachineSpec, tap: Option<OwnedFd>, start:
         identity: spec.run_dir.join(IDENTITY),
         root: spec.run_dir.join(ROOT),
         visible: visible(engine, spec),
+        memory: memory_source(spec)?,
         kvm: engine.accel() == Accel::Kvm,
         file_size_limit: data_bytes.max(LEAST_FILE_LIMIT),
     };
     Ok(Prepared { plan, descriptors, log, data, cgroup })
+}
+
+/// The data disk, or what stands in for it until a spare is assigned; and another descriptor of it for the VMM.
+fn data_disk(spec: &MachineSpec, start: Start) -> Result<(File, File)> {
+    let data = match start {
+        Start::Cold | Start::Restore => open_data(spec)?,
+        Start::Spare { data_bytes } => {
+            let file = memfd_create("mvm-stand-in", MemfdFlags::CLOEXEC).map(File::from);
+            let file = file.doing(|| "make a stand-in for a disk".into())?;
+            file.set_len(data_bytes).doing(|| "size a stand-in for a disk".into())?;
+            file
+        }
+    };
+    let for_vmm = data.try_clone().doing(|| "duplicate a descriptor".into())?;
+    Ok((data, for_vmm))
+}
+
+/// What the guest's memory is a copy of, and where the VMM sees it.
+fn memory_source(spec: &MachineSpec) -> Result<Option<(MemorySource, PathBuf)>> {
+    match &spec.memory {
+        MemoryBase::Empty => Ok(None),
+        MemoryBase::Shared { node, .. } => {
+            let device = fs::metadata(node).doing(|| format!("examine {}", node.display()))?.rdev();
+            let number = (major(device), minor(device));
+            Ok(Some((MemorySource::Device { number }, SHARED_MEMORY.into())))
+        }
+        MemoryBase::Own { folder } => {
+            let file = folder.join(crate::flat::MEMORY);
+            chown(&file, Some(spec.uid), Some(spec.uid)).doing(|| format!("hand over {}", file.display()))?;
+            Ok(Some((MemorySource::File(file), OWN_MEMORY.into())))
+        }
+    }
 }
 
 /// It becomes a part of paths and of QEMU's options.
@@ -143,7 +177,8 @@ fn limits(spec: &MachineSpec, accel: Accel) -> Limits {
 
 async fn run(engine: &QemuEngine, spec: &MachineSpec, prepared: Prepared) -> Result<QemuMachine> {
     let Prepared { plan, descriptors, log, data, cgroup } = prepared;
-    let shape = engine.shape(spec)?;
+    let data_bytes = data.metadata().doing(|| "examine the data disk".into())?.len();
+    let shape = engine.shape_with(spec, data_bytes)?;
     let started = engine.launcher.start(plan, descriptors, log, cgroup.clone()).await;
     let started = started.map_err(|error| launch_error(spec, error))?;
     match take_up(&started, spec, shape, data, cgroup).await {

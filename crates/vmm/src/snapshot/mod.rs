@@ -1,34 +1,52 @@
-//! Snapshots: a folder with `snapshot.json`, `device` and `memory`, and the rules of its use.
+//! What is kept of a machine's memory: snapshots of instances, and bases that instances begin from.
+//!
+//! A snapshot is a folder with `snapshot.json`, `device` and, unless the machine has an own image beside it, `memory`. A base
+//! is one with `base.json`, `device` and a flat memory that VMMs map. The rules of their use:
 //!
 //! | rule | what is checked |
 //! |---|---|
 //! | S3 | the data disk is the same file, in the same write epoch |
 //! | S4 | the shape and the revision are exactly those it was made with |
+//! | S7 | its pages lie over the base that they were compared with |
 //! | S8 | every part is whole, and is the one that the commit of the sleep named |
 //!
-//! [`Snapshot::open`] checks everything but the memory's content; that is hashed while it is put into the new
-//! VMM, and the machine is not resumed unless the hash is right.
+//! [`Snapshot::open`] checks everything but the memory's content. A delta is hashed while it is put into the new VMM, and the
+//! machine is not resumed unless the hash is right; a flat memory is checked piece by piece by [`FlatCheck`].
 
+mod base;
+mod compression;
+mod folder;
 mod pages;
+mod refusal;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use mvm_model::SnapshotCompression;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use base::write as write_base;
+pub use base::{Base, BaseExpected, BaseFacts, BaseInfo};
+pub use folder::remove;
+pub use refusal::{Refusal, RefusalReason, Rule};
+
+use crate::engine::MemoryBase;
 use crate::error::{Doing, Error, Result};
-use crate::memory::GuestMemory;
-use crate::shape::{Misfit, Shape};
+use crate::flat::{Below, Flat, FlatCheck, read_checksums};
+use crate::memory::{GuestMemory, PAGE, Run};
+use crate::shape::Shape;
+use folder::{into_folder, read_part, write_durably};
+use refusal::{damaged, unreadable};
 
 /// The format that is written and read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const METADATA: &str = "snapshot.json";
 const DEVICE: &str = "device";
 const MEMORY: &str = "memory";
-/// The most that metadata or device state may have; a real device state has some 20 KiB.
-const LARGEST_PART: u64 = 64 << 20;
+/// The own image, in messages.
+const OWN: &str = "own image";
 
 /// How a snapshot's content is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +119,60 @@ struct Metadata {
     shape: Shape,
     disk: DiskIdentity,
     device: Part,
-    memory: Part,
+    memory: MemoryPart,
+}
+
+/// Where a snapshot's memory is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum MemoryPart {
+    /// Pages over a base, by its id, or over zeros.
+    Delta { base: Option<String>, pages: Part },
+    /// The instance's own image: which file it is, and the checksums of its pieces.
+    Own { image: DiskIdentity, checksums: Part },
+}
+
+impl MemoryPart {
+    fn kind(&self) -> SnapshotMemory {
+        match self {
+            Self::Delta { base, .. } => SnapshotMemory::Delta { base: base.clone() },
+            Self::Own { .. } => SnapshotMemory::Own,
+        }
+    }
+}
+
+/// What a machine's VMM has to map to be woken from a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotMemory {
+    /// The base with this id, or zeros; the pages are copied in.
+    Delta {
+        /// The base's id.
+        base: Option<String>,
+    },
+    /// The instance's own image, which has all pages in it.
+    Own,
+}
+
+impl std::fmt::Display for SnapshotMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Delta { base: Some(base) } => write!(f, "base {base}"),
+            Self::Delta { base: None } => f.write_str("zeros"),
+            Self::Own => f.write_str("an own image"),
+        }
+    }
+}
+
+/// How a snapshot is to be written.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotOptions {
+    /// How the pages of a delta are compressed.
+    pub compression: SnapshotCompression,
+    /// The folder of the instance's own image.
+    pub own: PathBuf,
+    /// With more private bytes than this the machine gets an own image: waking it does not depend on its size then.
+    pub own_from: u64,
 }
 
 /// What the caller commits with the sleep, and what later says which snapshot it was.
@@ -113,6 +184,8 @@ pub struct SnapshotInfo {
     pub bytes: u64,
     /// Bytes of guest memory that are in it.
     pub memory_bytes: u64,
+    /// What a VMM has to map to wake from it.
+    pub memory: SnapshotMemory,
 }
 
 /// What a snapshot has to be to be resumed.
@@ -120,6 +193,8 @@ pub struct SnapshotInfo {
 pub struct Expected {
     /// From the [`SnapshotInfo`] that was committed with the sleep.
     pub digest: String,
+    /// What the VMM will map.
+    pub memory: SnapshotMemory,
     /// The instance that is to wake.
     pub instance: String,
     /// The revision whose files it will run with.
@@ -132,115 +207,6 @@ pub struct Expected {
     pub disk: DiskIdentity,
 }
 
-/// The rule by which a snapshot is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Rule {
-    /// Memory and disk together.
-    S3,
-    /// Exact fit.
-    S4,
-    /// Checked.
-    S8,
-}
-
-/// Why a snapshot must not be used. The machine is started cold instead.
-#[derive(Debug, thiserror::Error)]
-#[error("snapshot refused ({:?}): {reason}", self.rule())]
-pub struct Refusal {
-    /// Why.
-    pub reason: RefusalReason,
-}
-
-/// What is wrong with a snapshot.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RefusalReason {
-    /// The disk was written, or could have been, since the sleep.
-    #[error("its data disk is in write epoch {present}, the snapshot is of epoch {recorded}")]
-    OtherEpoch {
-        /// At the sleep.
-        recorded: u64,
-        /// Now.
-        present: u64,
-    },
-    /// The disk is another file.
-    #[error("its data disk is not the file it was: {recorded:?} then, {present:?} now")]
-    OtherDisk {
-        /// At the sleep.
-        recorded: DiskIdentity,
-        /// Now.
-        present: DiskIdentity,
-    },
-    /// The virtual hardware or its engine changed.
-    #[error(transparent)]
-    OtherShape(#[from] Misfit),
-    /// It runs other files.
-    #[error("it was made with revision {recorded}, not {present}")]
-    OtherRevision {
-        /// At the sleep.
-        recorded: String,
-        /// Now.
-        present: String,
-    },
-    /// It is another instance's.
-    #[error("it belongs to {recorded}, not to {present}")]
-    OtherInstance {
-        /// At the sleep.
-        recorded: String,
-        /// Now.
-        present: String,
-    },
-    /// A later or an unknown format.
-    #[error("its {part} has a format that this version does not read: {detail}")]
-    UnknownFormat {
-        /// Which part.
-        part: &'static str,
-        /// What is unknown about it.
-        detail: String,
-    },
-    /// It is missing or cannot be read.
-    #[error("its {part} cannot be read: {source}")]
-    Unreadable {
-        /// Which part.
-        part: &'static str,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// It is not what was written.
-    #[error("its {part} is damaged: {detail}")]
-    Damaged {
-        /// Which part.
-        part: &'static str,
-        /// What is wrong.
-        detail: String,
-    },
-}
-
-impl Refusal {
-    /// The rule that was broken.
-    pub fn rule(&self) -> Rule {
-        match self.reason {
-            RefusalReason::OtherEpoch { .. } | RefusalReason::OtherDisk { .. } => Rule::S3,
-            RefusalReason::OtherShape(_) | RefusalReason::OtherRevision { .. } => Rule::S4,
-            _ => Rule::S8,
-        }
-    }
-}
-
-impl<T: Into<RefusalReason>> From<T> for Refusal {
-    fn from(reason: T) -> Self {
-        Self { reason: reason.into() }
-    }
-}
-
-fn damaged(part: &'static str, detail: impl Into<String>) -> Refusal {
-    RefusalReason::Damaged { part, detail: detail.into() }.into()
-}
-
-fn unreadable(part: &'static str) -> impl Fn(io::Error) -> Refusal {
-    move |source| RefusalReason::Unreadable { part, source }.into()
-}
-
 /// A snapshot that may be resumed as far as everything but its memory's content goes.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -249,27 +215,43 @@ pub struct Snapshot {
     memory: PathBuf,
 }
 
+/// What a waiting VMM is to be given: checked device state, and pages that are checked while they are copied.
+#[derive(Debug)]
+pub struct Restore {
+    device: Vec<u8>,
+    pages: Option<(PathBuf, Part)>,
+}
+
 impl Snapshot {
-    /// Reads the snapshot in `folder` and checks it against what it should be.
+    /// Reads the snapshot in `folder`, whose own image if it has one is in `own`, and checks it against what it should be.
     ///
     /// # Errors
     /// The first rule that it breaks.
-    pub fn open(folder: &Path, expected: &Expected) -> Result<Self, Refusal> {
+    pub fn open(folder: &Path, own: &Path, expected: &Expected) -> Result<Self, Refusal> {
         let text = read_part(folder, METADATA)?;
         if blake3::hash(&text).to_hex().as_str() != expected.digest {
             return Err(damaged(METADATA, "it is not the one that the sleep committed"));
         }
-        let metadata = parse(&text)?;
+        let metadata: Metadata = parse(METADATA, &text)?;
         check(&metadata, expected)?;
         let device = read_part(folder, DEVICE)?;
         if Part::of(&device) != metadata.device {
             return Err(damaged(DEVICE, "wrong checksum"));
         }
-        let memory = folder.join(MEMORY);
-        let bytes = fs::metadata(&memory).map_err(unreadable(MEMORY))?.len();
-        if bytes != metadata.memory.bytes {
-            return Err(damaged(MEMORY, format!("{bytes} bytes instead of {}", metadata.memory.bytes)));
-        }
+        let memory = match &metadata.memory {
+            MemoryPart::Delta { pages, .. } => {
+                let memory = folder.join(MEMORY);
+                let bytes = fs::metadata(&memory).map_err(unreadable(MEMORY))?.len();
+                if bytes != pages.bytes {
+                    return Err(damaged(MEMORY, format!("{bytes} bytes instead of {}", pages.bytes)));
+                }
+                memory
+            }
+            MemoryPart::Own { image, checksums } => {
+                check_own(own, *image, checksums)?;
+                own.to_owned()
+            }
+        };
         Ok(Self { metadata, device, memory })
     }
 
@@ -278,56 +260,84 @@ impl Snapshot {
         &self.metadata.facts
     }
 
+    /// For a VMM that maps what the snapshot says.
+    pub fn restore(self) -> Restore {
+        let pages = match self.metadata.memory {
+            MemoryPart::Delta { pages, .. } => Some((self.memory, pages)),
+            MemoryPart::Own { .. } => None,
+        };
+        Restore { device: self.device, pages }
+    }
+
     /// Reads the memory's content and checks it without using it.
     ///
     /// # Errors
     /// If it is damaged.
     pub fn verify(&self) -> Result<(), Refusal> {
-        let pages = u64::from(self.metadata.shape.mem_mib) * ((1 << 20) / crate::memory::PAGE);
-        pages::read(&self.memory, pages, &self.metadata.memory, |_, _| Ok(())).map_err(|error| match error {
+        let guest_pages = u64::from(self.metadata.shape.mem_mib) * ((1 << 20) / PAGE);
+        let checked = match &self.metadata.memory {
+            MemoryPart::Delta { pages, .. } => pages::read(&self.memory, guest_pages, pages, |_, _| Ok(())),
+            MemoryPart::Own { .. } => FlatCheck::of(&self.memory).and_then(|check| check.run()),
+        };
+        checked.map_err(|error| match error {
             Error::Refused(refusal) => refusal,
             other => damaged(MEMORY, other.to_string()),
         })
     }
+}
 
+impl Restore {
     /// The checked device state.
     pub(crate) fn device(&self) -> &[u8] {
         &self.device
     }
 
     /// Puts the pages into a new VMM's guest memory. After an error that memory is good for nothing.
-    pub(crate) fn fill(&self, memory: &GuestMemory) -> Result<()> {
-        // The base is empty, so what the VMM put there itself while starting does not belong there.
-        let zeros = vec![0; pages::CHUNK];
-        for run in memory.private_runs().doing(|| "look at the new VMM's memory".into())? {
-            for (first, count) in pages::pieces(run) {
-                let bytes = &zeros[..count * crate::memory::PAGE as usize];
-                memory.write(first, bytes).doing(|| "clear the new VMM's memory".into())?;
-            }
+    pub(crate) fn fill(&self, memory: &GuestMemory, base: &MemoryBase) -> Result<()> {
+        // What the VMM put there itself while it started does not belong there.
+        let started = memory.private_runs().doing(|| "look at the new VMM's memory".into())?;
+        if !started.is_empty() {
+            let below = below(base)?;
+            put_back(memory, &below, &started).doing(|| "clear the new VMM's memory".into())?;
         }
-        pages::read(&self.memory, memory.pages(), &self.metadata.memory, |first, bytes| {
-            memory.write(first, bytes)
-        })
+        let Some((path, part)) = &self.pages else { return Ok(()) };
+        pages::read(path, memory.pages(), part, |first, bytes| memory.write(first, bytes))
     }
 }
 
-fn read_part(folder: &Path, part: &'static str) -> Result<Vec<u8>, Refusal> {
-    let mut content = Vec::new();
-    let file = File::open(folder.join(part)).map_err(unreadable(part))?;
-    file.take(LARGEST_PART).read_to_end(&mut content).map_err(unreadable(part))?;
-    Ok(content)
+fn put_back(memory: &GuestMemory, below: &Below, runs: &[Run]) -> io::Result<()> {
+    let mut buffer = vec![0; pages::CHUNK];
+    for (first, count) in runs.iter().copied().flat_map(pages::pieces) {
+        let bytes = &mut buffer[..count * PAGE as usize];
+        below.read(first, bytes)?;
+        memory.write(first, bytes)?;
+    }
+    Ok(())
+}
+
+/// What a machine's private pages lie over.
+fn below(base: &MemoryBase) -> Result<Below> {
+    let flat = |content: &Path, folder: &Path| {
+        let content = File::open(content).doing(|| format!("open {}", content.display()))?;
+        Ok(Below::Flat { content, checksums: read_checksums(folder)? })
+    };
+    match base {
+        MemoryBase::Empty => Ok(Below::Zero),
+        MemoryBase::Shared { folder, node, .. } => flat(node, folder),
+        MemoryBase::Own { folder } => flat(&folder.join(crate::flat::MEMORY), folder),
+    }
 }
 
 /// Looks at the version before it expects anything of the rest.
-fn parse(text: &[u8]) -> Result<Metadata, Refusal> {
+fn parse<T: serde::de::DeserializeOwned>(part: &'static str, text: &[u8]) -> Result<T, Refusal> {
     #[derive(Deserialize)]
     struct Format {
         version: u32,
         cipher: String,
     }
-    let invalid = |error: serde_json::Error| damaged(METADATA, error.to_string());
+    let invalid = |error: serde_json::Error| damaged(part, error.to_string());
     let format: Format = serde_json::from_slice(text).map_err(invalid)?;
-    check_format(METADATA, format.version, &format.cipher)?;
+    check_format(part, format.version, &format.cipher)?;
     serde_json::from_slice(text).map_err(invalid)
 }
 
@@ -357,91 +367,101 @@ fn check(metadata: &Metadata, expected: &Expected) -> Result<(), Refusal> {
         let (recorded, present) = (facts.revision.clone(), expected.revision.clone());
         return Err(RefusalReason::OtherRevision { recorded, present }.into());
     }
+    let memory = metadata.memory.kind();
+    if memory != expected.memory {
+        let (recorded, present) = (memory.to_string(), expected.memory.to_string());
+        return Err(RefusalReason::OtherMemory { recorded, present }.into());
+    }
     Ok(metadata.shape.fits(&expected.shape)?)
 }
 
-/// Writes a snapshot of paused memory to `folder`, which appears whole or not at all.
+/// An own image is checked by size, identity and the record of the sleep; its content is, piece by piece, once it is mapped.
+fn check_own(own: &Path, recorded: DiskIdentity, checksums: &Part) -> Result<(), Refusal> {
+    let image = File::open(own.join(crate::flat::MEMORY)).and_then(|file| DiskIdentity::of(&file));
+    let present = image.map_err(unreadable(OWN))?;
+    if present != recorded {
+        return Err(damaged(OWN, format!("it is not the file it was: {recorded:?} then, {present:?} now")));
+    }
+    let found = fs::read(own.join(crate::flat::CHECKSUMS)).map_err(unreadable(OWN))?;
+    if Part::of(&found) == *checksums { Ok(()) } else { Err(damaged(OWN, "wrong checksums")) }
+}
+
+/// What a snapshot is made of.
+pub(crate) struct Paused<'a> {
+    pub(crate) memory: &'a GuestMemory,
+    pub(crate) base: &'a MemoryBase,
+    pub(crate) device: &'a [u8],
+    pub(crate) shape: Shape,
+    pub(crate) disk: DiskIdentity,
+}
+
+/// Writes a snapshot of a paused machine to `folder`, which appears whole or not at all.
 pub(crate) fn write(
     folder: &Path,
-    memory: &GuestMemory,
-    device: &[u8],
-    about: (SnapshotFacts, Shape, DiskIdentity),
+    paused: Paused<'_>,
+    facts: SnapshotFacts,
+    options: &SnapshotOptions,
 ) -> Result<SnapshotInfo> {
-    if folder.exists() {
-        let source = io::Error::from(io::ErrorKind::AlreadyExists);
-        return Err(source).doing(|| format!("write a snapshot over {}; remove it first", folder.display()));
-    }
-    let partial = partial_of(folder);
-    remove_folder(&partial)?;
-    let written = write_parts(&partial, memory, device, about).and_then(|info| {
-        fs::rename(&partial, folder).doing(|| format!("name the snapshot {}", folder.display()))?;
-        sync_folder(folder.parent().unwrap_or(Path::new("/")))?;
-        Ok(info)
-    });
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = remove_folder(&partial);
-    }
-    written
-}
-
-/// Where a snapshot is until it is whole.
-fn partial_of(folder: &Path) -> PathBuf {
-    let mut partial = folder.as_os_str().to_owned();
-    partial.push(".partial");
-    partial.into()
-}
-
-/// Removes a snapshot, or what is left of one, also of one that never became whole; that there is none is fine.
-///
-/// # Errors
-/// If it cannot be removed.
-pub fn remove(folder: &Path) -> Result<()> {
-    remove_folder(folder)?;
-    remove_folder(&partial_of(folder))
-}
-
-fn remove_folder(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.doing(|| format!("remove {}", folder.display())),
-    }
+    into_folder(folder, |partial| write_parts(partial, paused, facts, options))
 }
 
 fn write_parts(
     folder: &Path,
-    memory: &GuestMemory,
-    device: &[u8],
-    (facts, shape, disk): (SnapshotFacts, Shape, DiskIdentity),
+    paused: Paused<'_>,
+    facts: SnapshotFacts,
+    options: &SnapshotOptions,
 ) -> Result<SnapshotInfo> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .doing(|| format!("make the folder {}", folder.display()))?;
-    let (memory, memory_bytes) = pages::write(&folder.join(MEMORY), memory)?;
+    let Paused { memory, base, device, shape, disk } = paused;
+    let runs = memory.private_runs().doing(|| "find the guest's pages".into())?;
+    let private = runs.iter().map(|run| run.count).sum::<u64>() * PAGE;
+    let (memory, bytes, memory_bytes) = match base {
+        MemoryBase::Own { folder } => update_own(folder, memory, &runs)?,
+        _ if private > options.own_from => make_own(&options.own, memory, base, &runs)?,
+        _ => {
+            let path = folder.join(MEMORY);
+            let (pages, memory_bytes) =
+                pages::write(&path, memory, &runs, &below(base)?, options.compression)?;
+            let bytes = pages.bytes;
+            (MemoryPart::Delta { base: base.id(), pages }, bytes, memory_bytes)
+        }
+    };
     write_durably(&folder.join(DEVICE), device)?;
     let device = Part::of(device);
     let metadata =
         Metadata { version: VERSION, cipher: Cipher::None, key_id: None, facts, shape, disk, device, memory };
     let text = serde_json::to_vec_pretty(&metadata).map_err(|error| Error::Answer(error.to_string()))?;
     write_durably(&folder.join(METADATA), &text)?;
-    sync_folder(folder)?;
-    let bytes = text.len() as u64 + metadata.device.bytes + metadata.memory.bytes;
-    Ok(SnapshotInfo { digest: blake3::hash(&text).to_hex().to_string(), bytes, memory_bytes })
+    let bytes = text.len() as u64 + metadata.device.bytes + bytes;
+    let digest = blake3::hash(&text).to_hex().to_string();
+    Ok(SnapshotInfo { digest, bytes, memory_bytes, memory: metadata.memory.kind() })
 }
 
-fn create(path: &Path) -> Result<File> {
-    let mut options = File::options();
-    options.write(true).create_new(true).mode(0o600);
-    options.open(path).doing(|| format!("create {}", path.display()))
+type OwnWritten = (MemoryPart, u64, u64);
+
+/// The own image of a machine that had none: a copy of what its pages lie over, and those over it.
+fn make_own(own: &Path, memory: &GuestMemory, base: &MemoryBase, runs: &[Run]) -> Result<OwnWritten> {
+    // One of an earlier life of the machine.
+    remove(own)?;
+    into_folder(own, |partial| {
+        let flat = match base {
+            MemoryBase::Shared { folder, .. } => Flat::copy_of(folder, partial, memory.pages())?,
+            _ => Flat::create(partial, memory.pages())?,
+        };
+        finish_own(flat, partial, memory, runs)
+    })
 }
 
-fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
-    let mut file = create(path)?;
-    file.write_all(content).and_then(|()| file.sync_all()).doing(|| format!("write {}", path.display()))
+/// The VMM does not look at the pages that change: it has its own of them. What an earlier attempt left is written over.
+fn update_own(own: &Path, memory: &GuestMemory, runs: &[Run]) -> Result<OwnWritten> {
+    finish_own(Flat::open(own)?, own, memory, runs)
 }
 
-fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).doing(|| format!("sync {}", folder.display()))
+fn finish_own(mut flat: Flat, folder: &Path, memory: &GuestMemory, runs: &[Run]) -> Result<OwnWritten> {
+    flat.update(memory, runs)?;
+    let checksums = flat.finish(0o600)?;
+    folder::sync_folder(folder)?;
+    let file = File::open(folder.join(crate::flat::MEMORY)).doing(|| format!("open {}", folder.display()))?;
+    let image = DiskIdentity::of(&file).doing(|| format!("examine {}", folder.display()))?;
+    let content = checksums.content_bytes();
+    Ok((MemoryPart::Own { image, checksums: Part::of(checksums.bytes()) }, content, content))
 }

@@ -1,22 +1,28 @@
-//! The file `memory`: the pages of a guest that are not the base's and not zero.
+//! The file `memory` of a delta: the pages of a guest that are not what lies below them, which is a base or zeros.
 //!
 //! ```text
-//! "mvm-mem\n"   length: u32   header: JSON { version, cipher, key_id, page_bytes }
-//! pages         4096 bytes each, in rising order
-//! table         of runs of neighbouring pages: first: u64, count: u64
-//! trailer       runs: u64, pages: u64
+//! "mvm-mem\n"   length: u32   header: JSON { version, cipher, key_id, page_bytes, compression }
+//! blocks        length: u32, then that many bytes: up to 256 pages in rising order, compressed as the header says
+//! table         of runs of neighbouring pages: first: u64, count: u64, its highest bit set where they are zeros over
+//!               something: such pages are in no block
+//! trailer       runs: u64, pages in blocks: u64
 //! ```
-//! Numbers are little-endian. The table comes last, as only reading a page tells whether it is zero.
+//! Numbers are little-endian. The table comes last, as only reading a page tells whether it is the same as below.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use mvm_model::SnapshotCompression;
 use serde::{Deserialize, Serialize};
 
-use super::{Cipher, MEMORY, Part, VERSION, check_format, create, damaged, unreadable};
+use super::compression::{compress, decompress};
+use super::folder::create;
+use super::refusal::{damaged, unreadable};
+use super::{Cipher, MEMORY, Part, VERSION, check_format};
 use crate::error::{Doing, Error, Result};
+use crate::flat::{Below, is_zero};
 use crate::memory::{GuestMemory, PAGE, Run, extend};
 use crate::snapshot::Refusal;
 
@@ -24,6 +30,8 @@ const MAGIC: &[u8; 8] = b"mvm-mem\n";
 const PAGE_BYTES: usize = PAGE as usize;
 /// Bytes of a run in the table, and of the trailer.
 const PAIR: u64 = 16;
+/// Marks a run of zeros in the table.
+const ZEROS: u64 = 1 << 63;
 /// Pages are read and written in portions of at most so many bytes.
 pub(super) const CHUNK: usize = 1 << 20;
 
@@ -33,6 +41,7 @@ struct Header {
     cipher: Cipher,
     key_id: Option<String>,
     page_bytes: u64,
+    compression: SnapshotCompression,
 }
 
 /// Cuts a run into portions: first page and count.
@@ -44,35 +53,56 @@ pub(super) fn pieces(run: Run) -> impl Iterator<Item = (u64, usize)> {
     })
 }
 
-/// Writes the private pages to a new file, durably. Returns the part and how many bytes of memory are in it.
-pub(super) fn write(path: &Path, memory: &GuestMemory) -> Result<(Part, u64)> {
-    let mut output = Output { file: create(path)?, hasher: blake3::Hasher::new(), bytes: 0 };
-    let runs = memory.private_runs().doing(|| "find the guest's pages".into())?;
-    write_all(&mut output, memory, &runs).doing(|| format!("write the guest's pages to {}", path.display()))
+/// Writes what these pages have over what lies below to a new file, durably. Returns the part and how many bytes of memory are
+/// in it.
+pub(super) fn write(
+    path: &Path,
+    memory: &GuestMemory,
+    runs: &[Run],
+    below: &Below,
+    compression: SnapshotCompression,
+) -> Result<(Part, u64)> {
+    let mut output = Output {
+        file: create(path)?,
+        hasher: blake3::Hasher::new(),
+        bytes: 0,
+        compression,
+        block: Vec::with_capacity(CHUNK),
+    };
+    write_all(&mut output, memory, runs, below)
+        .doing(|| format!("write the guest's pages to {}", path.display()))
 }
 
-fn write_all(output: &mut Output, memory: &GuestMemory, runs: &[Run]) -> io::Result<(Part, u64)> {
-    output.put(&header()?)?;
-    let (mut kept, mut buffer, mut full) = (Vec::new(), vec![0; CHUNK], Vec::with_capacity(2 * CHUNK));
+fn write_all(
+    output: &mut Output,
+    memory: &GuestMemory,
+    runs: &[Run],
+    below: &Below,
+) -> io::Result<(Part, u64)> {
+    output.put(&header(output.compression)?)?;
+    let (mut kept, mut zeros) = (Vec::new(), Vec::new());
+    let (mut buffer, mut under) = (vec![0; CHUNK], vec![0; CHUNK]);
     for (first, count) in runs.iter().copied().flat_map(pieces) {
-        let portion = &mut buffer[..count * PAGE_BYTES];
+        let (portion, under) = (&mut buffer[..count * PAGE_BYTES], &mut under[..count * PAGE_BYTES]);
         memory.read(first, portion)?;
-        for (page, index) in portion.chunks_exact(PAGE_BYTES).zip(first..) {
-            if page != [0; PAGE_BYTES] {
-                full.extend_from_slice(page);
+        below.read(first, under)?;
+        let pages = portion.chunks_exact(PAGE_BYTES).zip(under.chunks_exact(PAGE_BYTES)).zip(first..);
+        for ((page, _), index) in pages.filter(|((page, under), _)| page != under) {
+            if is_zero(page) {
+                extend(&mut zeros, index);
+            } else {
                 extend(&mut kept, index);
+                output.page(page)?;
             }
         }
-        if full.len() >= CHUNK {
-            output.put(&full)?;
-            full.clear();
-        }
     }
-    output.put(&full)?;
+    output.end_block()?;
     let pages: u64 = kept.iter().map(|run| run.count).sum();
-    let table: Vec<u8> = kept.iter().flat_map(|run| pair(run.first, run.count)).collect();
+    let table = kept.iter().map(|run| pair(run.first, run.count));
+    let table: Vec<u8> =
+        table.chain(zeros.iter().map(|run| pair(run.first, run.count | ZEROS))).flatten().collect();
     output.put(&table)?;
-    output.put(&pair(kept.len() as u64, pages))?;
+    output.put(&pair((kept.len() + zeros.len()) as u64, pages))?;
     output.file.sync_all()?;
     let blake3 = output.hasher.finalize().to_hex().to_string();
     Ok((Part { bytes: output.bytes, blake3 }, pages * PAGE))
@@ -82,6 +112,9 @@ struct Output {
     file: File,
     hasher: blake3::Hasher,
     bytes: u64,
+    compression: SnapshotCompression,
+    /// Pages for the next block.
+    block: Vec<u8>,
 }
 
 impl Output {
@@ -90,10 +123,31 @@ impl Output {
         self.bytes += bytes.len() as u64;
         self.file.write_all(bytes)
     }
+
+    fn page(&mut self, page: &[u8]) -> io::Result<()> {
+        self.block.extend_from_slice(page);
+        if self.block.len() >= CHUNK { self.end_block() } else { Ok(()) }
+    }
+
+    fn end_block(&mut self) -> io::Result<()> {
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let block = std::mem::take(&mut self.block);
+        let stored = compress(self.compression, &block)?;
+        let length = u32::try_from(stored.len()).map_err(io::Error::other)?;
+        self.put(&length.to_le_bytes())?;
+        self.put(&stored)?;
+        drop(stored);
+        self.block = block;
+        self.block.clear();
+        Ok(())
+    }
 }
 
-fn header() -> io::Result<Vec<u8>> {
-    let header = Header { version: VERSION, cipher: Cipher::None, key_id: None, page_bytes: PAGE };
+fn header(compression: SnapshotCompression) -> io::Result<Vec<u8>> {
+    let header =
+        Header { version: VERSION, cipher: Cipher::None, key_id: None, page_bytes: PAGE, compression };
     let json = serde_json::to_vec(&header)?;
     let length = u32::try_from(json.len()).map_err(io::Error::other)?;
     Ok([MAGIC.as_slice(), &length.to_le_bytes(), &json].concat())
@@ -120,20 +174,32 @@ pub(super) fn read(
     let mut input = Input::open(path)?;
     let layout = Layout::read(&input.file, pages, expected.bytes)?;
     input.skip(layout.header_bytes)?;
-    let mut buffer = vec![0; CHUNK];
-    let mut portion = Vec::with_capacity(CHUNK / PAGE_BYTES);
-    for (first, count) in layout.runs.iter().copied().flat_map(pieces) {
-        let held: usize = portion.iter().map(|(_, count)| count).sum();
-        if (held + count) * PAGE_BYTES > CHUNK {
-            input.portion(&portion, &mut buffer, &mut take)?;
-            portion.clear();
+    let mut block: Vec<u8> = Vec::new();
+    let mut taken = 0;
+    let mut left = layout.kept.iter().map(|run| run.count).sum::<u64>() * PAGE;
+    let wrong = || damaged(MEMORY, "a block is not as long as it should be");
+    for (first, count) in layout.kept.iter().copied().flat_map(pieces) {
+        let (mut first, mut bytes) = (first, count * PAGE_BYTES);
+        while bytes > 0 {
+            if taken == block.len() {
+                let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+                block = input.block(layout.compression, length, layout.blocks_end)?;
+                (taken, left) = (0, left - length as u64);
+            }
+            let now = bytes.min(block.len() - taken);
+            take(first, &block[taken..taken + now]).doing(|| "put pages into the new VMM".into())?;
+            (taken, first, bytes) = (taken + now, first + (now / PAGE_BYTES) as u64, bytes - now);
         }
-        portion.push((first, count));
     }
-    input.portion(&portion, &mut buffer, &mut take)?;
-    input.skip(layout.tail_bytes)?;
-    let found = input.hasher.finalize().to_hex();
-    if found.as_str() != expected.blake3 {
+    if taken != block.len() || input.at != layout.blocks_end {
+        return Err(wrong().into());
+    }
+    let zeros = vec![0; CHUNK];
+    for (first, count) in layout.zeros.iter().copied().flat_map(pieces) {
+        take(first, &zeros[..count * PAGE_BYTES]).doing(|| "put zeros into the new VMM".into())?;
+    }
+    input.skip(expected.bytes - layout.blocks_end)?;
+    if input.hasher.finalize().to_hex().as_str() != expected.blake3 {
         return Err(damaged(MEMORY, "wrong checksum").into());
     }
     Ok(())
@@ -142,17 +208,19 @@ pub(super) fn read(
 struct Input {
     file: File,
     hasher: blake3::Hasher,
+    at: u64,
 }
 
 impl Input {
     fn open(path: &Path) -> Result<Self, Refusal> {
         let file = File::open(path).map_err(unreadable(MEMORY))?;
-        Ok(Self { file, hasher: blake3::Hasher::new() })
+        Ok(Self { file, hasher: blake3::Hasher::new(), at: 0 })
     }
 
     fn hashed(&mut self, buffer: &mut [u8]) -> Result<(), Refusal> {
         self.file.read_exact(buffer).map_err(unreadable(MEMORY))?;
         self.hasher.update(buffer);
+        self.at += buffer.len() as u64;
         Ok(())
     }
 
@@ -166,55 +234,61 @@ impl Input {
         Ok(())
     }
 
-    /// Reads the pages of some pieces at once and gives them out piece by piece.
-    fn portion(
+    /// The next block, which has so many bytes when it is not compressed.
+    fn block(
         &mut self,
-        pieces: &[(u64, usize)],
-        buffer: &mut [u8],
-        take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
-    ) -> Result<()> {
-        let bytes: usize = pieces.iter().map(|(_, count)| count * PAGE_BYTES).sum();
-        self.hashed(&mut buffer[..bytes])?;
-        let mut rest = &buffer[..bytes];
-        for (first, count) in pieces {
-            let (piece, after) = rest.split_at(count * PAGE_BYTES);
-            take(*first, piece).doing(|| "put pages into the new VMM".into())?;
-            rest = after;
+        compression: SnapshotCompression,
+        length: usize,
+        end: u64,
+    ) -> Result<Vec<u8>, Refusal> {
+        let mut stored_length = [0; 4];
+        self.hashed(&mut stored_length)?;
+        let stored_length = u32::from_le_bytes(stored_length);
+        if u64::from(stored_length) > end.saturating_sub(self.at) {
+            return Err(damaged(MEMORY, "a block reaches over the end of the blocks"));
         }
-        Ok(())
+        let mut stored = vec![0; stored_length as usize];
+        self.hashed(&mut stored)?;
+        decompress(compression, stored, length).map_err(|error| damaged(MEMORY, error.to_string()))
     }
 }
 
 /// What a memory file has where.
 struct Layout {
     header_bytes: u64,
-    runs: Vec<Run>,
-    tail_bytes: u64,
+    compression: SnapshotCompression,
+    blocks_end: u64,
+    kept: Vec<Run>,
+    zeros: Vec<Run>,
 }
 
 impl Layout {
     /// Reads header, trailer and table and makes sure that they fit one another and a guest of so many pages.
     fn read(file: &File, guest_pages: u64, bytes: u64) -> Result<Self> {
-        let header_bytes = read_header(file)?;
+        let (header_bytes, compression) = read_header(file)?;
         let shape = || Error::from(damaged(MEMORY, "header, table and size do not fit"));
         let trailer_at = bytes.checked_sub(PAIR).ok_or_else(shape)?;
         let (run_count, page_count) = unpair(exact(file, trailer_at)?);
-        if page_count > guest_pages || run_count > page_count {
+        // Two neighbouring runs of a kind would be one, so there are fewer runs than pages.
+        if page_count > guest_pages || run_count > guest_pages {
             return Err(shape());
         }
-        let table_at = header_bytes + page_count * PAGE;
-        if table_at + run_count * PAIR != trailer_at {
+        let blocks_end = trailer_at.checked_sub(run_count * PAIR).ok_or_else(shape)?;
+        if blocks_end < header_bytes {
             return Err(shape());
         }
         let mut table = vec![0; usize::try_from(run_count * PAIR).map_err(|_| shape())?];
-        file.read_exact_at(&mut table, table_at).map_err(unreadable(MEMORY))?;
+        file.read_exact_at(&mut table, blocks_end).map_err(unreadable(MEMORY))?;
         let (entries, _) = table.as_chunks::<{ PAIR as usize }>();
-        let runs: Vec<Run> = entries.iter().map(|entry| run(unpair(*entry))).collect();
-        let tail_bytes = run_count * PAIR + PAIR;
-        if !are_ordered(&runs, guest_pages) || runs.iter().map(|run| run.count).sum::<u64>() != page_count {
+        let entries = entries.iter().map(|entry| unpair(*entry));
+        let (zeros, kept): (Vec<_>, Vec<_>) = entries.partition(|(_, count)| count & ZEROS != 0);
+        let kept: Vec<Run> = kept.into_iter().map(run).collect();
+        let zeros: Vec<Run> = zeros.into_iter().map(|(first, count)| run((first, count & !ZEROS))).collect();
+        let ordered = are_ordered(&kept, guest_pages) && are_ordered(&zeros, guest_pages);
+        if !ordered || kept.iter().map(|run| run.count).sum::<u64>() != page_count {
             return Err(shape());
         }
-        Ok(Self { header_bytes, runs, tail_bytes })
+        Ok(Self { header_bytes, compression, blocks_end, kept, zeros })
     }
 }
 
@@ -238,8 +312,8 @@ fn exact<const N: usize>(file: &File, at: u64) -> Result<[u8; N], Refusal> {
     Ok(bytes)
 }
 
-/// Checks the header and returns how long it is.
-fn read_header(file: &File) -> Result<u64, Refusal> {
+/// Checks the header and returns how long it is, and how blocks are compressed.
+fn read_header(file: &File) -> Result<(u64, SnapshotCompression), Refusal> {
     if exact::<8>(file, 0)? != *MAGIC {
         return Err(damaged(MEMORY, "it does not begin as it should"));
     }
@@ -252,34 +326,16 @@ fn read_header(file: &File) -> Result<u64, Refusal> {
     if header.page_bytes != PAGE {
         return Err(damaged(MEMORY, format!("pages of {} bytes", header.page_bytes)));
     }
-    Ok(12 + u64::from(length))
+    Ok((12 + u64::from(length), header.compression))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flat::Flat;
+    use crate::memory::tests::{GUEST_PAGES, guest};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
-
-    const GUEST_PAGES: u64 = 4096;
-
-    /// Some of this process's own memory, standing for a guest's: reading and writing it is the same.
-    struct Guest {
-        _block: Vec<u8>,
-        memory: GuestMemory,
-    }
-
-    fn guest(pages: &BTreeMap<u64, u8>) -> Guest {
-        let mut block = vec![0u8; (GUEST_PAGES * PAGE) as usize * 3];
-        // Touching it all makes the mapping private at all pages, the zero ones too.
-        block.fill(0);
-        let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
-        let memory = GuestMemory::new(std::process::id(), start, GUEST_PAGES * PAGE).unwrap();
-        for (page, value) in pages {
-            memory.write(*page, &[*value; PAGE_BYTES]).unwrap();
-        }
-        Guest { _block: block, memory }
-    }
 
     fn read_back(path: &Path, part: &Part) -> Result<BTreeMap<u64, u8>> {
         let mut found = BTreeMap::new();
@@ -290,27 +346,50 @@ mod tests {
         Ok(found)
     }
 
+    fn runs_of(pages: &BTreeMap<u64, u8>) -> Vec<Run> {
+        let mut runs = Vec::new();
+        pages.keys().for_each(|page| extend(&mut runs, *page));
+        runs
+    }
+
+    fn any_compression() -> impl Strategy<Value = SnapshotCompression> {
+        prop::sample::select(SnapshotCompression::ALL.as_slice())
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(16))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn what_is_written_is_read_and_zero_pages_are_not(
-            pages in prop::collection::btree_map(0..GUEST_PAGES, any::<u8>(), 0..600),
+        fn only_what_differs_from_below_is_written_and_read(
+            base in prop::collection::btree_map(0..GUEST_PAGES, 0u8..3, 0..600),
+            pages in prop::collection::btree_map(0..GUEST_PAGES, 0u8..3, 0..600),
+            compression in any_compression(),
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("memory");
-            let (part, bytes) = write(&path, &guest(&pages).memory).unwrap();
-            let full: BTreeMap<_, _> = pages.into_iter().filter(|(_, value)| *value != 0).collect();
-            prop_assert_eq!(bytes, full.len() as u64 * PAGE);
-            prop_assert_eq!(read_back(&path, &part).unwrap(), full);
+            let mut flat = Flat::create(folder.path(), GUEST_PAGES).unwrap();
+            flat.update(&guest(&base).memory, &runs_of(&base)).unwrap();
+            let checksums = flat.finish(0o400).unwrap();
+            let content = File::open(folder.path().join("memory")).unwrap();
+            let below = Below::Flat { content, checksums };
+            let path = folder.path().join("delta");
+            let (part, bytes) =
+                write(&path, &guest(&pages).memory, &runs_of(&pages), &below, compression).unwrap();
+            let mut different = pages;
+            different.retain(|page, value| base.get(page).copied().unwrap_or(0) != *value);
+            let content = different.values().filter(|value| **value != 0).count();
+            prop_assert_eq!(bytes, content as u64 * PAGE);
+            prop_assert_eq!(read_back(&path, &part).unwrap(), different);
         }
 
         #[test]
-        fn any_flipped_byte_is_found(at in any::<prop::sample::Index>(), bit in 0..8) {
+        fn any_flipped_byte_is_found(
+            at in any::<prop::sample::Index>(), bit in 0..8, compression in any_compression(),
+        ) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("memory");
             let pages = (100..140).chain(1000..1003).map(|page| (page, 1)).collect();
-            let (part, _) = write(&path, &guest(&pages).memory).unwrap();
+            let (part, _) =
+                write(&path, &guest(&pages).memory, &runs_of(&pages), &Below::Zero, compression).unwrap();
             let mut content = std::fs::read(&path).unwrap();
             let index = at.index(content.len());
             content[index] ^= 1u8 << bit;

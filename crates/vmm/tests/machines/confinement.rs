@@ -157,11 +157,11 @@ async fn a_tap_is_handed_over_and_survives_sleep() {
     machine.set_link(true).await.unwrap();
     guest.expect("link", "02:6d:00:00:00:03 up").await;
     let info = world.sleep(&*machine).await;
-    let snapshot = mvm_vmm::Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap();
+    let snapshot = world.open(&info).unwrap();
     // Another tap than before, as after a host's reboot.
     let machine = world.launch(Some(tap()), Start::Restore).await.unwrap();
     let mut guest = Guest::connect(&*machine).await;
-    machine.restore(snapshot).await.unwrap();
+    machine.restore(snapshot.restore()).await.unwrap();
     machine.cont().await.unwrap();
     guest.expect("link", "02:6d:00:00:00:03 down").await;
     machine.set_link(true).await.unwrap();

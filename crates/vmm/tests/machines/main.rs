@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod clones;
 mod confinement;
 mod life;
 mod sleep;
@@ -27,7 +28,10 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Each has a machine or two; more of them than processors would only slow one another down.
     arguments.test_threads.get_or_insert_with(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let trials = [life::tests(), sleep::tests(), confinement::tests()].into_iter().flatten().collect();
+    let trials = [life::tests(), sleep::tests(), clones::tests(), confinement::tests()]
+        .into_iter()
+        .flatten()
+        .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

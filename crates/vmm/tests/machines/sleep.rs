@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use libtest_mimic::Trial;
-use mvm_vmm::{Error, Expected, RefusalReason, Rule, Snapshot, Start};
+use mvm_vmm::{Error, Expected, RefusalReason, Rule, Snapshot, SnapshotMemory, Start};
 
 use crate::support::{Guest, World};
 use crate::test;
@@ -54,8 +54,8 @@ async fn a_sleep_can_be_called_off() {
     let (machine, mut guest) = world.boot().await;
     guest.ask("count").await;
     machine.pause().await.unwrap();
-    machine.snapshot(&world.asleep(), World::facts()).await.unwrap();
-    mvm_vmm::remove_snapshot(&world.asleep()).unwrap();
+    machine.snapshot(&world.asleep(), World::facts(), &world.options()).await.unwrap();
+    mvm_vmm::remove_kept(&world.asleep()).unwrap();
     machine.cont().await.unwrap();
     assert_eq!(guest.ask("count").await, "2");
     // The disk is still the machine's.
@@ -69,7 +69,7 @@ async fn a_sleep_can_be_called_off() {
 async fn a_running_machine_has_no_snapshot() {
     let world = World::new().await;
     let (machine, _guest) = world.boot().await;
-    let refused = machine.snapshot(&world.asleep(), World::facts()).await.unwrap_err();
+    let refused = machine.snapshot(&world.asleep(), World::facts(), &world.options()).await.unwrap_err();
     assert!(matches!(refused, Error::WrongStatus { .. }), "{refused}");
     assert!(!world.asleep().exists());
 }
@@ -78,10 +78,10 @@ async fn a_snapshot_is_never_written_over() {
     let world = World::new().await;
     let (machine, _guest) = world.boot().await;
     machine.pause().await.unwrap();
-    let first = machine.snapshot(&world.asleep(), World::facts()).await.unwrap();
-    let refused = machine.snapshot(&world.asleep(), World::facts()).await.unwrap_err();
+    let first = machine.snapshot(&world.asleep(), World::facts(), &world.options()).await.unwrap();
+    let refused = machine.snapshot(&world.asleep(), World::facts(), &world.options()).await.unwrap_err();
     assert!(refused.to_string().contains("remove it first"), "{refused}");
-    let snapshot = Snapshot::open(&world.asleep(), &world.expected(&first)).unwrap();
+    let snapshot = world.open(&first).unwrap();
     snapshot.verify().unwrap();
     assert_eq!(*snapshot.facts(), World::facts());
 }
@@ -101,7 +101,7 @@ async fn a_snapshot_that_does_not_fit_is_refused() {
     let (machine, _guest) = world.boot().await;
     let info = world.sleep(&*machine).await;
     type Change = fn(&mut Expected);
-    let changes: [(Rule, Change); 9] = [
+    let changes: [(Rule, Change); 10] = [
         (Rule::S3, |expected| expected.disk_epoch += 1),
         (Rule::S3, |expected| expected.disk.inode += 1),
         (Rule::S3, |expected| expected.disk.bytes += 512),
@@ -109,18 +109,19 @@ async fn a_snapshot_that_does_not_fit_is_refused() {
         (Rule::S4, |expected| expected.shape.vcpus = 2),
         (Rule::S4, |expected| expected.shape.engine.sha256 = "0".repeat(64)),
         (Rule::S4, |expected| expected.shape.devices.reverse()),
+        (Rule::S7, |expected| expected.memory = SnapshotMemory::Delta { base: Some("b".into()) }),
         (Rule::S8, |expected| expected.instance = "i-0000002b".into()),
         (Rule::S8, |expected| expected.digest = "0".repeat(64)),
     ];
     for (rule, change) in changes {
         let mut expected = world.expected(&info);
         change(&mut expected);
-        let refusal = Snapshot::open(&world.asleep(), &expected).unwrap_err();
+        let refusal = Snapshot::open(&world.asleep(), &world.options().own, &expected).unwrap_err();
         assert_eq!(refusal.rule(), rule, "{refusal}");
     }
-    Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap();
-    mvm_vmm::remove_snapshot(&world.asleep()).unwrap();
-    let refusal = Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap_err();
+    world.open(&info).unwrap();
+    mvm_vmm::remove_kept(&world.asleep()).unwrap();
+    let refusal = world.open(&info).unwrap_err();
     assert!(matches!(refusal.reason, RefusalReason::Unreadable { .. }), "{refusal}");
 }
 
@@ -130,16 +131,16 @@ async fn a_flipped_byte_is_refused() {
     let info = world.sleep(&*machine).await;
     for part in ["snapshot.json", "device"] {
         flip(&world.asleep().join(part));
-        let refusal = Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap_err();
+        let refusal = world.open(&info).unwrap_err();
         assert_eq!(refusal.rule(), Rule::S8, "{refusal}");
         flip(&world.asleep().join(part));
     }
     flip(&world.asleep().join("memory"));
-    let snapshot = Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap();
+    let snapshot = world.open(&info).unwrap();
     assert_eq!(snapshot.verify().unwrap_err().rule(), Rule::S8);
     let machine = world.launch(None, Start::Restore).await.unwrap();
     let _guest = Guest::connect(&*machine).await;
-    let refused = machine.restore(snapshot).await.unwrap_err();
+    let refused = machine.restore(snapshot.restore()).await.unwrap_err();
     assert!(matches!(&refused, Error::Refused(refusal) if refusal.rule() == Rule::S8), "{refused}");
     let started = machine.cont().await.unwrap_err();
     assert!(matches!(started, Error::WrongStatus { .. }), "{started}");
@@ -157,9 +158,9 @@ async fn a_wake_needs_the_control_socket() {
     let world = World::new().await;
     let (machine, _guest) = world.boot().await;
     let info = world.sleep(&*machine).await;
-    let snapshot = Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap();
+    let snapshot = world.open(&info).unwrap();
     let machine = world.launch(None, Start::Restore).await.unwrap();
-    assert!(matches!(machine.restore(snapshot).await, Err(Error::ControlNotConnected)));
+    assert!(matches!(machine.restore(snapshot.restore()).await, Err(Error::ControlNotConnected)));
 }
 
 async fn a_cold_machine_is_not_restored() {
@@ -167,6 +168,6 @@ async fn a_cold_machine_is_not_restored() {
     let (machine, _guest) = world.boot().await;
     let info = world.sleep(&*machine).await;
     let (machine, _guest) = world.boot().await;
-    let snapshot = Snapshot::open(&world.asleep(), &world.expected(&info)).unwrap();
-    assert!(matches!(machine.restore(snapshot).await, Err(Error::WrongStatus { .. })));
+    let snapshot = world.open(&info).unwrap();
+    assert!(matches!(machine.restore(snapshot.restore()).await, Err(Error::WrongStatus { .. })));
 }

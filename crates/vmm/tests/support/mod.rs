@@ -4,13 +4,15 @@ mod files;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use mvm_model::SnapshotCompression;
 use mvm_vmm::{
     AccelProbe, Detection, DiskIdentity, Engine, Expected, Launcher, Machine, MachineSpec, MemoryBase,
-    ProcessIdentity, QemuEngine, Snapshot, SnapshotFacts, SnapshotInfo, Start, kill_process,
+    ProcessIdentity, QemuEngine, Refusal, Snapshot, SnapshotFacts, SnapshotInfo, SnapshotOptions, Start,
+    kill_process,
 };
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -25,7 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct World {
     pub engine: QemuEngine,
     pub spec: MachineSpec,
-    folder: tempfile::TempDir,
+    /// With more private bytes than this a machine gets an own image.
+    pub own_from: u64,
+    folder: Arc<tempfile::TempDir>,
     started: Mutex<Vec<ProcessIdentity>>,
 }
 
@@ -59,12 +63,39 @@ impl World {
             uid: UID,
         };
         let engine = engine(&spec.kernel).await;
-        Self { engine, spec, folder, started: Mutex::default() }
+        Self { engine, spec, own_from: 128 << 20, folder: Arc::new(folder), started: Mutex::default() }
+    }
+
+    /// The world of another machine with the same files but the data disk.
+    pub fn another(&self, name: &str) -> Self {
+        let spec = MachineSpec {
+            name: format!("{}-{name}", self.spec.name),
+            data: self.folder.path().join(name),
+            run_dir: self.folder.path().join(format!("run-{name}")),
+            uid: self.spec.uid + 1,
+            ..self.spec.clone()
+        };
+        std::fs::copy(&self.spec.data, &spec.data).unwrap();
+        let (engine, folder) = (self.engine.clone(), Arc::clone(&self.folder));
+        Self { engine, spec, own_from: self.own_from, folder, started: Mutex::default() }
     }
 
     /// A folder for a snapshot.
     pub fn asleep(&self) -> PathBuf {
-        self.folder.path().join("asleep")
+        self.spec.data.with_extension("asleep")
+    }
+
+    pub fn options(&self) -> SnapshotOptions {
+        SnapshotOptions {
+            compression: SnapshotCompression::None,
+            own: self.asleep().with_extension("own"),
+            own_from: self.own_from,
+        }
+    }
+
+    /// Opens the snapshot.
+    pub fn open(&self, info: &SnapshotInfo) -> Result<Snapshot, Refusal> {
+        Snapshot::open(&self.asleep(), &self.options().own, &self.expected(info))
     }
 
     pub async fn launch(&self, tap: Option<OwnedFd>, start: Start) -> mvm_vmm::Result<Box<dyn Machine>> {
@@ -102,6 +133,7 @@ impl World {
         let data = std::fs::File::open(&self.spec.data).unwrap();
         Expected {
             digest: info.digest.clone(),
+            memory: info.memory.clone(),
             instance: facts.instance,
             revision: facts.revision,
             shape: self.engine.shape(&self.spec).unwrap(),
@@ -113,19 +145,19 @@ impl World {
     /// Pauses a machine, writes its snapshot, ends it.
     pub async fn sleep(&self, machine: &dyn Machine) -> SnapshotInfo {
         machine.pause().await.unwrap();
-        let info = machine.snapshot(&self.asleep(), Self::facts()).await.unwrap();
+        let info = machine.snapshot(&self.asleep(), Self::facts(), &self.options()).await.unwrap();
         machine.kill().await.unwrap();
         assert!(!machine.identity().is_alive().unwrap());
         info
     }
 
     pub async fn wake(&self, info: &SnapshotInfo) -> (Box<dyn Machine>, Guest) {
-        let snapshot = Snapshot::open(&self.asleep(), &self.expected(info)).unwrap();
+        let snapshot = self.open(info).unwrap();
         let machine = self.launch(None, Start::Restore).await.unwrap();
         let guest = Guest::connect(&*machine).await;
-        machine.restore(snapshot).await.unwrap();
+        machine.restore(snapshot.restore()).await.unwrap();
         machine.cont().await.unwrap();
-        mvm_vmm::remove_snapshot(&self.asleep()).unwrap();
+        mvm_vmm::remove_kept(&self.asleep()).unwrap();
         (machine, guest)
     }
 }
