@@ -78,6 +78,11 @@ impl Engines {
         }
     }
 
+    /// How guests run, once that is known.
+    pub(crate) fn accel(&self) -> Option<Accel> {
+        self.engine.get().map(QemuEngine::accel)
+    }
+
     /// In words.
     pub(crate) fn describe(&self) -> String {
         let accel = self.engine.get().map(QemuEngine::accel).or(self.probe.as_ref().map(|probe| probe.accel));

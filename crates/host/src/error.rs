@@ -34,6 +34,15 @@ pub enum HostError {
     /// Nothing runs under this id.
     #[error("instance {0} has no VMM here")]
     NoMachine(mvm_model::InstanceId),
+    /// No machine of this name is to become a base.
+    #[error("no machine {0} is to become a base here")]
+    NoBaseMachine(String),
+    /// A VMM could change what others map.
+    #[error(
+        "this kernel lets a read-only device be mapped for writing, so that machines cannot share a base safely: \
+         they start cold (Linux 6.6 and newer does not)"
+    )]
+    BasesUnprotected,
     /// An answer to another question.
     #[error("the host answered something else than what was asked")]
     Confused,

@@ -6,14 +6,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_image::{BuildStep, ImageSource, ImageStore, cache_folder};
-use mvm_model::{InstanceId, NetId};
+use mvm_model::{InstanceId, NetId, PoolId, TenantId};
 use mvm_network::{Networks, NodeTag, TenantNetwork, choose_uplink};
 use mvm_vmm::{Ended, ProcessIdentity};
 use tokio::sync::mpsc;
 
+use crate::bases::Bases;
 use crate::engine::Engines;
 use crate::machines::Running;
+use crate::nameless::Numbers;
 use crate::paths::Paths;
+use crate::spares::Spares;
 use crate::{HostError, Reply, Request};
 
 /// Where an agent keeps things.
@@ -34,6 +37,22 @@ pub struct MachineEnded {
     pub process: ProcessIdentity,
     /// How.
     pub ended: Ended,
+    /// Why it was ended, where the host did it by itself.
+    pub why: Option<String>,
+}
+
+/// Something that happened at the host without having been asked for.
+#[derive(Debug, Clone)]
+pub enum HostEvent {
+    /// A VMM has ended.
+    MachineEnded(MachineEnded),
+    /// A spare has ended that still waited.
+    SpareEnded {
+        /// The tenant.
+        tenant: TenantId,
+        /// Its pool.
+        pool: PoolId,
+    },
 }
 
 /// The hands of one agent. Clones are the same hands.
@@ -50,7 +69,10 @@ pub(crate) struct Inner {
     pub(crate) images: ImageStore,
     pub(crate) engines: Engines,
     pub(crate) running: Mutex<HashMap<InstanceId, Arc<Running>>>,
-    pub(crate) ended: mpsc::UnboundedSender<MachineEnded>,
+    pub(crate) bases: Bases,
+    pub(crate) spares: Spares,
+    pub(crate) numbers: Numbers,
+    pub(crate) events: mpsc::UnboundedSender<HostEvent>,
 }
 
 /// A tenant's network is changed by one act at a time; those of different tenants in parallel.
@@ -78,6 +100,8 @@ impl std::fmt::Debug for Inner {
 const FIRST_UID: u32 = 0x4000_0000;
 /// VMMs that one agent can have.
 const UIDS: u32 = 1 << 16;
+/// Of these, those for VMMs that are started without an instance.
+const NAMELESS_UIDS: u32 = 1 << 13;
 
 impl Host {
     /// Makes ready to work in the calling thread's network namespace, and examines the engine. Events of machines that
@@ -87,16 +111,16 @@ impl Host {
     /// Where the engine or the folders are not usable.
     pub async fn open(
         config: HostConfig,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<MachineEnded>), HostError> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), HostError> {
         let HostConfig { data_dir, run_dir } = config;
         let data = data_dir.canonicalize().map_err(HostError::at(&data_dir))?;
         let paths = Paths { data, run: run_dir };
-        for folder in [paths.instances(), paths.runs()] {
+        for folder in [paths.instances(), paths.runs(), paths.bases(), paths.nameless()] {
             std::fs::create_dir_all(&folder).map_err(HostError::at(&folder))?;
         }
         let tag = NodeTag::of_data_folder(&paths.data);
         let images = paths.images();
-        let (ended, events) = mpsc::unbounded_channel();
+        let (sender, events) = mpsc::unbounded_channel();
         let inner = Inner {
             networks: Networks::open(tag.clone())?,
             tenants: TenantLocks::default(),
@@ -105,7 +129,10 @@ impl Host {
             running: Mutex::default(),
             paths,
             tag,
-            ended,
+            bases: Bases::default(),
+            spares: Spares::default(),
+            numbers: Numbers::default(),
+            events: sender,
         };
         Ok((Self { inner: Arc::new(inner) }, events))
     }
@@ -119,8 +146,20 @@ impl Host {
         self.inner.engines.describe()
     }
 
-    /// The uids that this agent's VMMs may have.
+    /// The uids that instances' VMMs may have.
     pub fn uids(&self) -> std::ops::Range<u32> {
+        let all = self.all_uids();
+        all.start..all.end - NAMELESS_UIDS
+    }
+
+    /// The uids of VMMs that are started without an instance.
+    pub(crate) fn nameless_uids(&self) -> std::ops::Range<u32> {
+        let all = self.all_uids();
+        all.end - NAMELESS_UIDS..all.end
+    }
+
+    /// The uids that this agent's VMMs may have.
+    pub(crate) fn all_uids(&self) -> std::ops::Range<u32> {
         let number = u32::from_str_radix(&self.inner.tag.as_str()[..3], 16).unwrap_or_default();
         let first = FIRST_UID + number * UIDS;
         first..first + UIDS
@@ -141,6 +180,8 @@ impl Host {
             | Request::MakeDisk { .. }
             | Request::RemoveMachine(_)
             | Request::DiscardSnapshot(_)
+            | Request::DiscardOwn(_)
+            | Request::Scrub(_)
             | Request::TrimConsole(_)
             | Request::ConsoleTail(_) => self.blocking(move |inner| inner.at_once(request)).await,
             Request::Launch(launch) => self.start_vmm(*launch).await.map(Reply::Launched),
@@ -148,18 +189,30 @@ impl Host {
                 done(self.take_up(instance, &process, port).await)
             }
             Request::Restore(instance) => done(self.running(instance)?.restore().await),
-            Request::GoOn(instance) => done(Ok(self.running(instance)?.machine.cont().await?)),
+            Request::GoOn(instance) => done(self.go_on_checked(instance).await),
             Request::Pause(instance) => done(Ok(self.running(instance)?.machine.pause().await?)),
-            Request::SetLink { instance, up } => {
-                done(Ok(self.running(instance)?.machine.set_link(up).await?))
+            Request::SetLink { instance, up } => done(self.running(instance)?.set_link(up).await),
+            Request::Snapshot { facts, compression } => {
+                self.write_snapshot(facts, compression).await.map(Reply::Snapshot)
             }
-            Request::Snapshot(facts) => self.write_snapshot(facts).await.map(Reply::Snapshot),
+            Request::Shape { revision, resources } => {
+                self.shape_of(revision, resources).await.map(Reply::Shape)
+            }
+            Request::StartBase(launch) => self.start_base(launch).await.map(Reply::BaseStarted),
+            Request::LetBaseRun(name) => done(self.let_base_run(&name).await),
+            Request::WriteBase { name, facts } => self.write_base(&name, facts).await.map(Reply::Base),
+            Request::EndBase(name) => done(self.end_base(&name).await),
+            Request::RemoveBase(id) => done(self.remove_base(id).await),
+            Request::KeepSpares(order) => self.keep_spares(order).await.map(Reply::Spares),
+            Request::EndSpares(tenant) => done(self.end_spares(tenant).await),
             Request::WaitEnd { instance, within } => {
                 let Ok(running) = self.running(instance) else { return Ok(Reply::Ended(true)) };
                 Ok(Reply::Ended(tokio::time::timeout(within, running.machine.wait()).await.is_ok()))
             }
             Request::End { instance, process } => done(self.end_vmm(instance, process).await),
-            Request::RemoveStrays { instances, networks } => done(self.end_strays(instances, networks).await),
+            Request::RemoveStrays { instances, networks, bases } => {
+                done(self.end_strays(instances, networks, bases).await)
+            }
         }
     }
 
@@ -228,8 +281,10 @@ impl Inner {
                 remove_folder(&self.paths.data_of(instance))?;
             }
             Request::DiscardSnapshot(instance) => {
-                mvm_vmm::remove_snapshot(&self.paths.snapshot_of(instance))?;
+                mvm_vmm::remove_kept(&self.paths.snapshot_of(instance))?;
             }
+            Request::DiscardOwn(instance) => mvm_vmm::remove_kept(&self.paths.own_of(instance))?,
+            Request::Scrub(all) => return Ok(Reply::Damages(self.damaged(all))),
             Request::TrimConsole(instance) => {
                 mvm_vmm::trim_console(&self.console_of(instance), CONSOLE_BYTES)?;
             }

@@ -9,22 +9,34 @@
 //! | [`request`] | what can be asked, and the typed way to ask it |
 //! | `machines` | VMMs: their launch, their channels, their end |
 //! | `engine` | which VMM there is and how it runs guests on this host |
+//! | `bases` | what machines begin from |
+//! | `spares` | VMMs started ahead |
+//! | `nameless` | what VMMs are called that are no instance's yet |
+//! | `rest` | whether what is kept of machines' memory is whole |
 //! | `strays` | what an earlier agent left that nobody owns |
 //! | `paths` | where things are |
 
+mod bases;
 mod engine;
 mod error;
 mod host;
 mod machines;
+mod nameless;
 mod paths;
 pub mod request;
+mod rest;
+mod spares;
 mod strays;
 
 pub use error::HostError;
-pub use host::{Host, HostConfig, MachineEnded, boot_id, group_id};
+pub use bases::BaseLaunch;
+pub use host::{Host, HostConfig, HostEvent, MachineEnded, boot_id, group_id};
 pub use mvm_image::{BuildStep, ImageSource};
 pub use mvm_network::{
     Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, Problem, TenantNetwork, Uplink,
 };
-pub use mvm_vmm::{Ended, ProcessIdentity, SnapshotFacts, SnapshotInfo};
-pub use request::{Launch, LaunchKind, Reply, Request};
+pub use mvm_vmm::{
+    BaseFacts, BaseInfo, Ended, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo, SnapshotMemory,
+};
+pub use request::{AtRest, Damage, Launch, LaunchKind, Launched, Reply, Request};
+pub use spares::SpareOrder;

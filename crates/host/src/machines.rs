@@ -1,23 +1,45 @@
 //! VMMs: their launch, their channels, their end.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mvm_model::InstanceId;
+use mvm_model::{InstanceId, SnapshotCompression};
 use mvm_network::{PortSpec, TenantNetwork};
 use mvm_vmm::{
-    DiskIdentity, Engine, Expected, Machine, MachineSpec, MemoryBase, ProcessIdentity, Shape, Snapshot,
-    SnapshotFacts, SnapshotInfo, Start, kill_process,
+    BaseExpected, DiskIdentity, Engine, Expected, FlatCheck, Machine, MachineSpec, MemoryBase,
+    ProcessIdentity, QemuEngine, Restore, Shape, Snapshot, SnapshotFacts, SnapshotInfo, SnapshotMemory,
+    SnapshotOptions, Start, kill_process,
 };
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
-use crate::host::{Host, MachineEnded};
-use crate::{HostError, Launch, LaunchKind};
+use crate::host::{Host, HostEvent, Inner, MachineEnded, remove_folder};
+use crate::spares::{Fit, Spare};
+use crate::{HostError, Launch, LaunchKind, request};
+
+/// With more private memory than this a machine is given an own image at its sleep: copying as much at every wake takes
+/// longer than mapping it.
+const OWN_IMAGE_FROM: u64 = 64 << 20;
 
 /// A VMM that runs.
 pub(crate) struct Running {
     pub(crate) machine: Box<dyn Machine>,
-    /// The snapshot that it was launched for, until it is loaded.
-    snapshot: Mutex<Option<Snapshot>>,
+    uid: u32,
+    /// What it was launched to load, until that is done.
+    restore: Mutex<Option<Restore>>,
+    /// Its port's rules, which are made while the VMM starts.
+    admission: tokio::sync::Mutex<Option<JoinHandle<Result<(), HostError>>>>,
+    /// The check of the own image that it maps.
+    check: tokio::sync::Mutex<Option<Check>>,
+    /// Why the host ended it by itself.
+    doomed: Arc<Mutex<Option<String>>>,
+}
+
+/// A check of an own image that goes on beside its machine.
+struct Check {
+    stop: Arc<AtomicBool>,
+    done: JoinHandle<()>,
 }
 
 /// `launch.json`: what another agent needs to take a VMM over, or to clear up behind it.
@@ -32,10 +54,45 @@ struct Launched {
 }
 
 impl Running {
-    /// Loads the snapshot.
+    fn new(machine: Box<dyn Machine>, uid: u32) -> Self {
+        Self {
+            machine,
+            uid,
+            restore: Mutex::default(),
+            admission: tokio::sync::Mutex::default(),
+            check: tokio::sync::Mutex::default(),
+            doomed: Arc::default(),
+        }
+    }
+
+    /// Loads what it was launched for.
     pub(crate) async fn restore(&self) -> Result<(), HostError> {
-        let snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(self.machine.restore(snapshot.ok_or(HostError::Confused)?).await?)
+        let restore = self.restore.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(self.machine.restore(restore.ok_or(HostError::Confused)?).await?)
+    }
+
+    /// The link goes up only once the port's rules are in force.
+    pub(crate) async fn set_link(&self, up: bool) -> Result<(), HostError> {
+        if up {
+            self.admitted().await?;
+        }
+        Ok(self.machine.set_link(up).await?)
+    }
+
+    async fn admitted(&self) -> Result<(), HostError> {
+        match self.admission.lock().await.take() {
+            Some(admission) => admission.await?,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the check of its image. With `early`, it ends without a finding.
+    async fn checked(&self, early: bool) {
+        if let Some(check) = self.check.lock().await.take() {
+            check.stop.store(early, Ordering::Relaxed);
+            // What it found it has said itself.
+            let _ = check.done.await;
+        }
     }
 }
 
@@ -48,40 +105,124 @@ impl Host {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a VMM with its port; whatever fails, nothing is left of it.
-    pub(crate) async fn start_vmm(&self, launch: Launch) -> Result<ProcessIdentity, HostError> {
-        let (instance, kind) = (launch.instance, launch.kind.clone());
+    /// Uids that VMMs have which are not those of their instances.
+    pub(crate) fn uids_in_use(&self) -> BTreeSet<u32> {
+        let running: Vec<u32> = self.all_running().values().map(|running| running.uid).collect();
+        let spares: Vec<u32> = self.inner.spares.waiting().iter().map(|spare| spare.spec.uid).collect();
+        running.into_iter().chain(spares).chain(self.inner.bases.uids()).collect()
+    }
+
+    /// Starts a VMM with its port, or takes one that was started ahead; whatever fails, nothing is left of it.
+    pub(crate) async fn start_vmm(&self, launch: Launch) -> Result<request::Launched, HostError> {
+        let instance = launch.instance;
         let wanted = launch.clone();
         let spec = self.blocking(move |inner| inner.prepare(&wanted)).await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
-        let Launch { revision, network, port, .. } = launch;
-        let launched = Launched { revision, shape: engine.shape(&spec)?, spec, network, port };
-        let written = launched.clone();
-        self.blocking(move |inner| inner.write_down(instance, &written)).await?;
-        let snapshot = match kind {
-            LaunchKind::Cold => None,
-            LaunchKind::Restore { snapshot, disk_epoch } => {
-                Some(open_snapshot(self, &launched, instance, snapshot, disk_epoch).await?)
+        let wanted = launch.clone();
+        let Launch { revision, network, port, .. } = launch.clone();
+        let mut launched = Launched { revision, shape: engine.shape(&spec)?, spec, network, port };
+        let opening = launched.clone();
+        let restore = self.blocking(move |inner| inner.open(&wanted, &opening)).await?;
+        if restore.is_some()
+            && let Some(spare) = self.fitting_spare(&launch, &launched.spec)
+        {
+            match self.assign(spare, &mut launched, instance).await {
+                Ok(machine) => {
+                    return Ok(request::Launched {
+                        process: self.begun(instance, &launched, machine, restore),
+                        spare: true,
+                    });
+                }
+                Err(error) => tracing::warn!(%instance, %error, "a spare could not be used"),
             }
-        };
-        let start = if snapshot.is_some() { Start::Restore } else { Start::Cold };
-        let tap =
-            self.with_network(&launched, |networks, l| networks.open_tap(&l.network, l.port.offset)).await?;
-        // The port's rules are made while the VMM starts; its link goes up only when both are done.
-        let admitting = self.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port));
-        let (machine, admitted) = tokio::join!(engine.launch(&launched.spec, Some(tap), start), admitting);
-        let result = match (machine, admitted) {
-            (Ok(machine), Ok(())) => Ok(self.watch(instance, machine, snapshot)),
-            (Ok(machine), Err(error)) => {
-                machine.kill().await?;
+        }
+        let machine = self.launch_on_demand(engine, instance, &launched, restore.is_some()).await;
+        match machine {
+            Ok(machine) => {
+                Ok(request::Launched { process: self.begun(instance, &launched, machine, restore), spare: false })
+            }
+            Err(error) => {
+                self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
                 Err(error)
             }
-            (Err(error), _) => Err(error.into()),
-        };
-        if result.is_err() {
-            self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
         }
-        result
+    }
+
+    async fn launch_on_demand(
+        &self,
+        engine: &QemuEngine,
+        instance: InstanceId,
+        launched: &Launched,
+        restores: bool,
+    ) -> Result<Box<dyn Machine>, HostError> {
+        let written = launched.clone();
+        self.blocking(move |inner| inner.write_down(instance, &written)).await?;
+        let start = if restores { Start::Restore } else { Start::Cold };
+        let tap =
+            self.with_network(launched, |networks, l| networks.open_tap(&l.network, l.port.offset)).await?;
+        Ok(engine.launch(&launched.spec, Some(tap), start).await?)
+    }
+
+    fn fitting_spare(&self, launch: &Launch, spec: &MachineSpec) -> Option<Spare> {
+        let MemoryBase::Shared { id, .. } = &spec.memory else { return None };
+        let fit = Fit {
+            base: id.clone(),
+            revision: launch.revision.clone(),
+            vcpus: spec.vcpus,
+            mem_mib: spec.mem_mib,
+            data_bytes: std::fs::metadata(&spec.data).ok()?.len(),
+        };
+        self.inner.spares.take(&launch.tenant, &launch.pool, &fit)
+    }
+
+    /// Makes a spare the VMM of an instance. If that fails, the spare is ended.
+    async fn assign(
+        &self,
+        spare: Spare,
+        launched: &mut Launched,
+        instance: InstanceId,
+    ) -> Result<Box<dyn Machine>, HostError> {
+        let Spare { machine, spec, tap, .. } = spare;
+        let process = machine.identity().clone();
+        let mut own = launched.clone();
+        (own.spec.name, own.spec.uid) = (spec.name, spec.uid);
+        let written = own.clone();
+        let assigned = async {
+            self.blocking(move |inner| inner.move_in(instance, &spec.run_dir, &written)).await?;
+            let (shape, target) = (own.shape.clone(), own.spec.clone());
+            let naming =
+                self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, &tap, l.port.offset));
+            let (named, machine) = tokio::join!(naming, machine.assign(&target, shape));
+            named.and(Ok(machine?))
+        };
+        match assigned.await {
+            Ok(machine) => {
+                *launched = own;
+                Ok(machine)
+            }
+            Err(error) => {
+                kill_process(&process).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// From here on the VMM is an instance's; the rules of its port are made meanwhile.
+    fn begun(
+        &self,
+        instance: InstanceId,
+        launched: &Launched,
+        machine: Box<dyn Machine>,
+        restore: Option<Restore>,
+    ) -> ProcessIdentity {
+        let (host, admitted) = (self.clone(), launched.clone());
+        let admission = tokio::spawn(async move {
+            host.with_network(&admitted, |networks, l| networks.admit(&l.network, &l.port)).await
+        });
+        let mut running = Running::new(machine, launched.spec.uid);
+        running.restore = Mutex::new(restore);
+        running.admission = tokio::sync::Mutex::new(Some(admission));
+        self.watch(instance, running)
     }
 
     /// Takes up a VMM that an earlier agent started, and its port with it: what it may reach can have changed since its
@@ -96,45 +237,83 @@ impl Host {
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
         let machine = engine.reattach(&launched.spec, launched.shape.clone(), process).await?;
         self.with_network(&launched, move |networks, l| networks.admit(&l.network, &port)).await?;
-        self.watch(instance, machine, None);
-        Ok(())
+        if let MemoryBase::Shared { id, .. } = launched.spec.memory {
+            // Held by this agent too, machines that come later share it.
+            self.blocking(move |inner| inner.map_base(&id)).await?;
+        }
+        self.watch(instance, Running::new(machine, launched.spec.uid));
+        self.check_own(instance).await
     }
 
     /// From now on the machine is known by its instance, and its end is told.
-    fn watch(
-        &self,
-        instance: InstanceId,
-        machine: Box<dyn Machine>,
-        snapshot: Option<Snapshot>,
-    ) -> ProcessIdentity {
-        let process = machine.identity().clone();
-        let missing = machine.missing_limits();
+    fn watch(&self, instance: InstanceId, running: Running) -> ProcessIdentity {
+        let process = running.machine.identity().clone();
+        let missing = running.machine.missing_limits();
         if !missing.is_empty() {
             tracing::warn!(%instance, ?missing, "this host cannot limit what the machine takes of these");
         }
-        let mut ended = machine.ended();
-        let events = self.inner.ended.clone();
-        let identity = process.clone();
+        let mut ended = running.machine.ended();
+        let (events, identity) = (self.inner.events.clone(), process.clone());
+        let doomed = Arc::clone(&running.doomed);
         tokio::spawn(async move {
             let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
             if let Some(ended) = end {
+                let why = doomed.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let event = MachineEnded { instance, process: identity, ended, why };
                 // Without a receiver the agent is ending.
-                let _ = events.send(MachineEnded { instance, process: identity, ended });
+                let _ = events.send(HostEvent::MachineEnded(event));
             }
         });
-        let running = Arc::new(Running { machine, snapshot: Mutex::new(snapshot) });
-        self.all_running().insert(instance, running);
+        self.all_running().insert(instance, Arc::new(running));
         process
     }
 
-    pub(crate) async fn write_snapshot(&self, facts: SnapshotFacts) -> Result<SnapshotInfo, HostError> {
+    /// Lets a machine run; the own image that it maps is checked from now on.
+    pub(crate) async fn go_on_checked(&self, instance: InstanceId) -> Result<(), HostError> {
+        self.running(instance)?.machine.cont().await?;
+        self.check_own(instance).await
+    }
+
+    /// Reads an own image through beside its machine. A piece that is not what the sleep wrote ends the machine.
+    async fn check_own(&self, instance: InstanceId) -> Result<(), HostError> {
+        let running = self.running(instance)?;
+        let mut slot = running.check.lock().await;
+        let check = self.blocking(move |inner| {
+            let maps_own = matches!(inner.launched(instance)?.spec.memory, MemoryBase::Own { .. });
+            Ok(maps_own.then(|| FlatCheck::of(&inner.paths.own_of(instance))).transpose()?)
+        });
+        let (None, Some(check)) = (&*slot, check.await?) else { return Ok(()) };
+        let stop = check.stop();
+        let (doomed, process) = (Arc::clone(&running.doomed), running.machine.identity().clone());
+        let done = tokio::spawn(async move {
+            let found = tokio::task::spawn_blocking(move || check.run()).await;
+            let Ok(Err(error)) = found else { return };
+            tracing::error!(%instance, %error, "its own image is damaged: the machine is ended");
+            *doomed.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("its own image: {error}"));
+            if let Err(error) = kill_process(&process).await {
+                tracing::error!(%instance, %error, "and could not be");
+            }
+        });
+        *slot = Some(Check { stop, done });
+        Ok(())
+    }
+
+    pub(crate) async fn write_snapshot(
+        &self,
+        facts: SnapshotFacts,
+        compression: SnapshotCompression,
+    ) -> Result<SnapshotInfo, HostError> {
         let instance: InstanceId = facts.instance.parse().map_err(|_| HostError::Confused)?;
         let running = self.running(instance)?;
+        // What is written in place must have been found whole before.
+        running.checked(false).await;
         let folder = self.paths().snapshot_of(instance);
         let earlier = folder.clone();
         // One that was consumed may still be there.
-        self.blocking(move |_| Ok(mvm_vmm::remove_snapshot(&earlier)?)).await?;
-        Ok(running.machine.snapshot(&folder, facts).await?)
+        self.blocking(move |_| Ok(mvm_vmm::remove_kept(&earlier)?)).await?;
+        let own = self.paths().own_of(instance);
+        let options = SnapshotOptions { compression, own, own_from: OWN_IMAGE_FROM };
+        Ok(running.machine.snapshot(&folder, facts, &options).await?)
     }
 
     /// Ends a VMM, known or recorded, and takes away its port and what else it leaves.
@@ -147,6 +326,11 @@ impl Host {
         match (running, process) {
             (Some(running), _) => {
                 running.machine.kill().await?;
+                running.checked(true).await;
+                // Its rules may still be on their way in.
+                if let Err(error) = running.admitted().await {
+                    tracing::debug!(%instance, %error, "its port had not been admitted");
+                }
             }
             (None, Some(process)) => {
                 kill_process(&process).await?;
@@ -176,37 +360,22 @@ impl Host {
     }
 }
 
-async fn open_snapshot(
-    host: &Host,
-    launched: &Launched,
-    instance: InstanceId,
-    info: SnapshotInfo,
-    disk_epoch: u64,
-) -> Result<Snapshot, HostError> {
-    let Launched { spec, shape, revision, .. } = launched.clone();
-    host.blocking(move |inner| {
-        let disk = std::fs::File::open(&spec.data).and_then(|file| DiskIdentity::of(&file));
-        let expected = Expected {
-            digest: info.digest,
-            instance: instance.to_string(),
-            revision,
-            shape,
-            disk_epoch,
-            disk: disk.map_err(HostError::at(&spec.data))?,
-        };
-        let folder = inner.paths.snapshot_of(instance);
-        Ok(Snapshot::open(&folder, &expected).map_err(mvm_vmm::Error::from)?)
-    })
-    .await
-}
-
-impl crate::host::Inner {
+impl Inner {
     /// From what the agent wants to what the engine takes.
     fn prepare(&self, launch: &Launch) -> Result<MachineSpec, HostError> {
         let id = launch.revision.parse().map_err(|_| HostError::NotARevision(launch.revision.clone()))?;
         let revision = self.images.revision(&id)?;
         let data = self.paths.disk_of(launch.instance);
-        if launch.kind == LaunchKind::Cold {
+        let memory = match &launch.kind {
+            LaunchKind::Cold => MemoryBase::Empty,
+            LaunchKind::Clone { base } => self.map_base(base)?,
+            LaunchKind::Restore { snapshot, .. } => match &snapshot.memory {
+                SnapshotMemory::Delta { base: None } => MemoryBase::Empty,
+                SnapshotMemory::Delta { base: Some(base) } => self.map_base(base)?,
+                SnapshotMemory::Own => MemoryBase::Own { folder: self.paths.own_of(launch.instance) },
+            },
+        };
+        if !matches!(launch.kind, LaunchKind::Restore { .. }) {
             mvm_image::disk::grow(&data, launch.resources.data_disk_mib)?;
         }
         let run_dir = self.paths.run_of(launch.instance);
@@ -215,7 +384,7 @@ impl crate::host::Inner {
             name: format!("mvm-{}-{}", self.tag.as_str(), launch.instance),
             vcpus: launch.resources.vcpus,
             mem_mib: launch.resources.mem_mib,
-            memory: MemoryBase::Empty,
+            memory,
             kernel: revision.kernel,
             initrd: revision.initrd,
             kernel_arguments: Vec::new(),
@@ -225,6 +394,55 @@ impl crate::host::Inner {
             run_dir,
             uid: launch.uid,
         })
+    }
+
+    /// What the machine is to load, checked as far as it can be before; nothing for a cold start.
+    fn open(&self, launch: &Launch, launched: &Launched) -> Result<Option<Restore>, HostError> {
+        let Launched { spec, shape, revision, .. } = launched.clone();
+        match &launch.kind {
+            LaunchKind::Cold => Ok(None),
+            LaunchKind::Clone { base } => {
+                let (tenant, pool) = (launch.tenant.to_string(), launch.pool.to_string());
+                let expected = BaseExpected { id: base.clone(), tenant, pool, revision, shape };
+                self.open_base(&expected).map(Some)
+            }
+            LaunchKind::Restore { snapshot, disk_epoch } => {
+                let disk = std::fs::File::open(&spec.data).and_then(|file| DiskIdentity::of(&file));
+                let expected = Expected {
+                    digest: snapshot.digest.clone(),
+                    memory: snapshot.memory.clone(),
+                    instance: launch.instance.to_string(),
+                    revision,
+                    shape,
+                    disk_epoch: *disk_epoch,
+                    disk: disk.map_err(HostError::at(&spec.data))?,
+                };
+                let instance = launch.instance;
+                let (folder, own) = (self.paths.snapshot_of(instance), self.paths.own_of(instance));
+                let snapshot = Snapshot::open(&folder, &own, &expected).map_err(mvm_vmm::Error::from)?;
+                Ok(Some(snapshot.restore()))
+            }
+        }
+    }
+
+    /// Makes the folder of a spare the instance's, with what its console said before.
+    fn move_in(
+        &self,
+        instance: InstanceId,
+        from: &std::path::Path,
+        launched: &Launched,
+    ) -> Result<(), HostError> {
+        let to = self.paths.run_of(instance);
+        let console = "console.log";
+        if let Ok(mut earlier) = std::fs::File::open(to.join(console)) {
+            let path = from.join(console);
+            let mut open = std::fs::File::options();
+            let appended = open.append(true).open(&path).and_then(|mut log| std::io::copy(&mut earlier, &mut log));
+            appended.map_err(HostError::at(&path))?;
+        }
+        remove_folder(&to)?;
+        std::fs::rename(from, &to).map_err(HostError::at(&to))?;
+        self.write_down(instance, launched)
     }
 
     /// For a later agent.

@@ -3,7 +3,10 @@
 //! ```text
 //! <data>/images/            revisions             <run>/m/<instance>/        sockets, logs: 0700
 //! <data>/instances/<id>/    data.img, snapshot/   <run>/m/<instance>/launch.json
+//!                           own/                  of one whose memory is too much to be copied at each wake
+//! <data>/bases/<id>/        what machines begin from
 //! <data>/engine.json        what was found out about the VMM
+//! <run>/s/<name>/           VMMs started ahead, and machines that are to become bases
 //! ```
 
 use std::path::PathBuf;
@@ -41,6 +44,24 @@ impl Paths {
 
     pub(crate) fn snapshot_of(&self, instance: InstanceId) -> PathBuf {
         self.data_of(instance).join("snapshot")
+    }
+
+    /// The folder of an instance's own image.
+    pub(crate) fn own_of(&self, instance: InstanceId) -> PathBuf {
+        self.data_of(instance).join("own")
+    }
+
+    pub(crate) fn bases(&self) -> PathBuf {
+        self.data.join("bases")
+    }
+
+    pub(crate) fn base(&self, id: &str) -> PathBuf {
+        self.bases().join(id)
+    }
+
+    /// The folders of VMMs that are no instance's.
+    pub(crate) fn nameless(&self) -> PathBuf {
+        self.run.join("s")
     }
 
     pub(crate) fn runs(&self) -> PathBuf {

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mvm_model::{InstanceId, NetId, Resources};
+use mvm_model::{InstanceId, NetId, PoolId, Resources, SnapshotCompression, TenantId};
 use mvm_network::{Expected, Finding, PortSpec, Problem, TenantNetwork, Uplink};
-use mvm_vmm::{ProcessIdentity, SnapshotFacts, SnapshotInfo};
+use mvm_vmm::{BaseFacts, BaseInfo, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo};
 use serde::{Deserialize, Serialize};
 
+use crate::bases::BaseLaunch;
+use crate::spares::SpareOrder;
 use crate::{Host, HostError};
 
 /// Something privileged to do.
@@ -67,9 +69,44 @@ pub enum Request {
         up: bool,
     },
     /// Write a paused machine's snapshot.
-    Snapshot(SnapshotFacts),
-    /// Remove an instance's snapshot.
+    Snapshot {
+        /// What is recorded with it.
+        facts: SnapshotFacts,
+        /// How its memory is compressed.
+        compression: SnapshotCompression,
+    },
+    /// Remove an instance's snapshot; not its own image, which its VMM may map.
     DiscardSnapshot(InstanceId),
+    /// Remove an instance's own image.
+    DiscardOwn(InstanceId),
+    /// Tell the shape that a machine would have now.
+    Shape {
+        /// Revision of its image.
+        revision: String,
+        /// vCPUs, memory, disk.
+        resources: Resources,
+    },
+    /// Start a machine that is to become a base. Its guest waits.
+    StartBase(BaseLaunch),
+    /// Let the guest of a machine run that is to become a base.
+    LetBaseRun(String),
+    /// Make a base of a machine that was started for it, and end the machine.
+    WriteBase {
+        /// The machine's name.
+        name: String,
+        /// What is recorded with it.
+        facts: BaseFacts,
+    },
+    /// End a machine that was to become a base.
+    EndBase(String),
+    /// Remove a base.
+    RemoveBase(String),
+    /// Start and end spares until a pool has so many.
+    KeepSpares(SpareOrder),
+    /// End the spares of a tenant, or all.
+    EndSpares(Option<TenantId>),
+    /// Read everything that is kept of machines' memory and name what is damaged.
+    Scrub(Vec<AtRest>),
     /// Wait for a VMM to end by itself.
     WaitEnd {
         /// The instance.
@@ -94,7 +131,32 @@ pub enum Request {
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
         /// Networks there are.
         networks: Vec<NetId>,
+        /// Bases there are.
+        bases: Vec<String>,
     },
+}
+
+/// Something kept of a machine's memory, by what was committed with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AtRest {
+    /// A base, by its id.
+    Base(String),
+    /// An instance's snapshot.
+    Snapshot {
+        /// The instance.
+        instance: InstanceId,
+        /// What was committed with its sleep.
+        snapshot: SnapshotInfo,
+    },
+}
+
+/// Something that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// What.
+    pub what: AtRest,
+    /// What is wrong with it.
+    pub detail: String,
 }
 
 /// What came of a request.
@@ -109,7 +171,17 @@ pub enum Reply {
     /// To VerifyNetworks.
     Findings(Vec<Finding>),
     /// To Launch.
-    Launched(ProcessIdentity),
+    Launched(Launched),
+    /// To Shape.
+    Shape(Shape),
+    /// To StartBase: the machine's name.
+    BaseStarted(String),
+    /// To WriteBase.
+    Base(BaseInfo),
+    /// To KeepSpares: how many wait.
+    Spares(u32),
+    /// To Scrub.
+    Damages(Vec<Damage>),
     /// To Snapshot.
     Snapshot(SnapshotInfo),
     /// To WaitEnd: whether it did.
@@ -118,11 +190,24 @@ pub enum Reply {
     Console(Option<String>),
 }
 
+/// A VMM that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launched {
+    /// Its process.
+    pub process: ProcessIdentity,
+    /// Whether it had been started ahead.
+    pub spare: bool,
+}
+
 /// A VMM to be started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// The instance.
     pub instance: InstanceId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its pool.
+    pub pool: PoolId,
     /// Uid of the VMM.
     pub uid: u32,
     /// Revision of the image.
@@ -142,6 +227,11 @@ pub struct Launch {
 pub enum LaunchKind {
     /// With its kernel.
     Cold,
+    /// From a base.
+    Clone {
+        /// The base's id.
+        base: String,
+    },
     /// From its snapshot.
     Restore {
         /// What was committed with the sleep.
@@ -205,8 +295,8 @@ impl Host {
     }
 
     /// Starts a VMM, whose guest waits for [`Host::go_on`].
-    pub async fn launch(&self, launch: Launch) -> Result<ProcessIdentity, HostError> {
-        ask!(self, Request::Launch(Box::new(launch)), Reply::Launched(process) => process)
+    pub async fn launch(&self, launch: Launch) -> Result<Launched, HostError> {
+        ask!(self, Request::Launch(Box::new(launch)), Reply::Launched(launched) => launched)
     }
 
     /// Takes up a VMM that an earlier agent started.
@@ -240,8 +330,62 @@ impl Host {
     }
 
     /// Writes a paused machine's snapshot, durably.
-    pub async fn snapshot(&self, facts: SnapshotFacts) -> Result<SnapshotInfo, HostError> {
-        ask!(self, Request::Snapshot(facts), Reply::Snapshot(info) => info)
+    pub async fn snapshot(
+        &self,
+        facts: SnapshotFacts,
+        compression: SnapshotCompression,
+    ) -> Result<SnapshotInfo, HostError> {
+        ask!(self, Request::Snapshot { facts, compression }, Reply::Snapshot(info) => info)
+    }
+
+    /// Removes an instance's own image.
+    pub async fn discard_own(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::DiscardOwn(instance), Reply::Done => ())
+    }
+
+    /// The shape that a machine would have now.
+    pub async fn shape(&self, revision: String, resources: Resources) -> Result<Shape, HostError> {
+        ask!(self, Request::Shape { revision, resources }, Reply::Shape(shape) => shape)
+    }
+
+    /// Starts a machine that is to become a base; its guest waits. Gives its name.
+    pub async fn launch_base(&self, launch: BaseLaunch) -> Result<String, HostError> {
+        ask!(self, Request::StartBase(launch), Reply::BaseStarted(name) => name)
+    }
+
+    /// Lets its guest run.
+    pub async fn go_on_base(&self, name: String) -> Result<(), HostError> {
+        ask!(self, Request::LetBaseRun(name), Reply::Done => ())
+    }
+
+    /// Makes a base of it, and ends it.
+    pub async fn make_base(&self, name: String, facts: BaseFacts) -> Result<BaseInfo, HostError> {
+        ask!(self, Request::WriteBase { name, facts }, Reply::Base(info) => info)
+    }
+
+    /// Ends it without having made a base.
+    pub async fn give_up_base(&self, name: String) -> Result<(), HostError> {
+        ask!(self, Request::EndBase(name), Reply::Done => ())
+    }
+
+    /// Removes a base.
+    pub async fn discard_base(&self, id: String) -> Result<(), HostError> {
+        ask!(self, Request::RemoveBase(id), Reply::Done => ())
+    }
+
+    /// Has a pool have so many spares. Gives how many there are.
+    pub async fn order_spares(&self, order: SpareOrder) -> Result<u32, HostError> {
+        ask!(self, Request::KeepSpares(order), Reply::Spares(count) => count)
+    }
+
+    /// Ends the spares of a tenant, or all.
+    pub async fn discard_spares(&self, tenant: Option<TenantId>) -> Result<(), HostError> {
+        ask!(self, Request::EndSpares(tenant), Reply::Done => ())
+    }
+
+    /// What of this is damaged.
+    pub async fn scrub(&self, all: Vec<AtRest>) -> Result<Vec<Damage>, HostError> {
+        ask!(self, Request::Scrub(all), Reply::Damages(found) => found)
     }
 
     /// Removes an instance's snapshot.
@@ -274,8 +418,9 @@ impl Host {
         &self,
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
         networks: Vec<NetId>,
+        bases: Vec<String>,
     ) -> Result<(), HostError> {
-        ask!(self, Request::RemoveStrays { instances, networks }, Reply::Done => ())
+        ask!(self, Request::RemoveStrays { instances, networks, bases }, Reply::Done => ())
     }
 
     /// The Unix socket of a machine's control channel.

@@ -15,6 +15,7 @@ impl Host {
         &self,
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
         networks: Vec<NetId>,
+        bases: Vec<String>,
     ) -> Result<(), HostError> {
         let known: HashSet<ProcessIdentity> =
             instances.iter().filter_map(|(_, process)| process.clone()).collect();
@@ -28,6 +29,8 @@ impl Host {
             for folder in [inner.paths.instances(), inner.paths.runs()] {
                 remove_unknown(&folder, &ids)?;
             }
+            remove_unknown(&inner.paths.bases(), &bases.into_iter().collect())?;
+            remove_unknown(&inner.paths.nameless(), &BTreeSet::new())?;
             for left in inner.networks.list()? {
                 if !networks.contains(&left.net_id) {
                     tracing::warn!(net_id = %left.net_id, "removing a network that no tenant has");
@@ -41,9 +44,11 @@ impl Host {
 
     /// Processes that run folders name: a VMM to be may not carry anything of this agent's yet.
     fn recorded(&self) -> Result<Vec<ProcessIdentity>, HostError> {
-        let runs = self.paths().runs();
-        let folders = std::fs::read_dir(&runs).map_err(HostError::at(&runs))?.flatten();
-        let processes = folders.filter_map(|folder| match recorded_process(&folder.path()) {
+        let mut folders = Vec::new();
+        for runs in [self.paths().runs(), self.paths().nameless()] {
+            folders.extend(std::fs::read_dir(&runs).map_err(HostError::at(&runs))?.flatten());
+        }
+        let processes = folders.into_iter().filter_map(|folder| match recorded_process(&folder.path()) {
             Ok(process) => process,
             Err(error) => {
                 tracing::warn!(%error, folder = %folder.path().display(), "its VMM is not known");
@@ -55,7 +60,7 @@ impl Host {
 
     /// Processes with a uid of this agent's range that carry its tag: VMMs of its own, recorded or not.
     fn vmms(&self) -> Result<Vec<ProcessIdentity>, HostError> {
-        let uids = self.uids();
+        let uids = self.all_uids();
         let name = format!("mvm-{}-", self.inner.tag.as_str());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").map_err(HostError::at("/proc"))?.flatten() {
@@ -84,7 +89,7 @@ fn remove_unknown(folder: &Path, known: &BTreeSet<String>) -> Result<(), HostErr
     for entry in std::fs::read_dir(folder).map_err(HostError::at(folder))?.flatten() {
         let unknown = entry.file_name().to_str().is_some_and(|name| !known.contains(name));
         if unknown {
-            tracing::warn!(path = %entry.path().display(), "removing files that no instance has");
+            tracing::warn!(path = %entry.path().display(), "removing files that nothing refers to");
             remove_folder(&entry.path())?;
         }
     }

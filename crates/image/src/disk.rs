@@ -15,6 +15,11 @@ const MIB: u64 = 1 << 20;
 /// The size of the empty device of a machine without a data disk, MiB.
 pub const EMPTY_DISK_MIB: u64 = 1;
 
+/// How many bytes the disk has that [`create_data_disk`] makes.
+pub fn data_disk_bytes(mib: u64) -> u64 {
+    mib.max(EMPTY_DISK_MIB) * MIB
+}
+
 /// Makes a data disk of `mib` MiB at `path`; with 0, the empty device of 1 MiB. Takes 6 to 10 ms. What
 /// was at `path` is replaced; the file is there as a whole or not at all.
 ///
@@ -23,7 +28,7 @@ pub const EMPTY_DISK_MIB: u64 = 1;
 pub fn create_data_disk(path: &Path, mib: u64) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let file = NamedTempFile::new_in(folder).at(folder)?;
-    file.as_file().set_len(mib.max(EMPTY_DISK_MIB) * MIB).at(path)?;
+    file.as_file().set_len(data_disk_bytes(mib)).at(path)?;
     file.as_file().set_permissions(Permissions::from_mode(0o600)).at(path)?;
     if mib > 0 {
         let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0";

@@ -152,6 +152,13 @@ impl Netlink {
         self.change(message, format!("set {} {}", link.name, if up { "up" } else { "down" }))
     }
 
+    /// Gives a link that is down another name.
+    pub(crate) fn rename(&mut self, link: &Link, name: &str) -> Result<()> {
+        let mut message = indexed(link.index);
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.change(message, format!("rename {} to {name}", link.name))
+    }
+
     /// Gives a link this MAC address.
     pub(crate) fn set_mac(&mut self, link: &Link, mac: MacAddr) -> Result<()> {
         let mut message = indexed(link.index);

@@ -97,6 +97,22 @@ impl Networks {
         inside.run(|| tenant::open_tap(network, offset, inside.name()))
     }
 
+    /// Makes a tap ahead of the machine that it will be of, under a name of the caller's: down, of no bridge, and gone when its
+    /// last descriptor is closed.
+    pub fn open_spare_tap(&self, network: &TenantNetwork, name: &str) -> Result<OwnedFd> {
+        let inside = self.inside(network)?;
+        inside.run(|| tenant::open_named_tap(name.to_owned(), inside.name()))
+    }
+
+    /// Makes a tap that was made ahead the one of the machine at this offset. It stays down until [`Self::admit`].
+    ///
+    /// # Errors
+    /// [`Error::NoTap`] where its VMM has ended.
+    pub fn assign_tap(&self, network: &TenantNetwork, name: &str, offset: u16) -> Result<()> {
+        let inside = self.inside(network)?;
+        inside.run(|| tenant::assign_tap(network, name, offset, inside.name()))
+    }
+
     /// Puts an existing tap on the bridge, its source checks and egress first; of one that is there already, replaces
     /// rules and flags that differ without disturbing the machine. This is also how a new agent adopts a running
     /// machine, and how changed egress comes into force. Takes 5 to 15 ms, most of it waiting

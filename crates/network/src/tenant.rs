@@ -80,13 +80,25 @@ fn existing(netlink: &mut Netlink, name: &str) -> Result<Link> {
 
 /// Makes a machine's tap: down, of no bridge. A leftover that nobody holds is replaced.
 pub(crate) fn open_tap(network: &TenantNetwork, offset: u16, namespace: &str) -> Result<OwnedFd> {
-    let tap = network.net_id.tap_name(offset);
+    open_named_tap(network.net_id.tap_name(offset), namespace)
+}
+
+/// Makes a tap of any name: down, of no bridge.
+pub(crate) fn open_named_tap(tap: String, namespace: &str) -> Result<OwnedFd> {
     let busy = || Error::TapBusy { tap: tap.clone(), namespace: namespace.to_owned() };
     match tun::open_tap(&tap) {
         Ok(fd) => Ok(fd),
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Err(busy()),
         Err(source) => Err(Error::Kernel { action: format!("create tap {tap}"), source }),
     }
+}
+
+/// Makes a tap that was made ahead the one of a machine. Whoever holds its descriptor holds it on.
+pub(crate) fn assign_tap(network: &TenantNetwork, tap: &str, offset: u16, namespace: &str) -> Result<()> {
+    let mut netlink = Netlink::open()?;
+    let no_tap = || Error::NoTap { tap: tap.to_owned(), namespace: namespace.to_owned() };
+    let link = netlink.link(tap)?.ok_or_else(no_tap)?;
+    netlink.rename(&link, &network.net_id.tap_name(offset))
 }
 
 /// How a machine's port is set.

@@ -85,6 +85,26 @@ fn a_tap_goes_with_its_machine_and_comes_back() {
 }
 
 #[test]
+fn a_tap_made_ahead_becomes_a_machines() {
+    let lab = Lab::new();
+    let network = lab.tenant(46);
+    let gateway = Machine::gateway(&lab, &network, 3);
+    let held = lab.networks.open_spare_tap(&network, "spare-1").unwrap();
+    let spec = port(&network, 4, true, Egress::None);
+    assert!(matches!(lab.networks.admit(&network, &spec), Err(Error::NoTap { .. })));
+    lab.networks.assign_tap(&network, "spare-1", 4).unwrap();
+    lab.networks.admit(&network, &spec).unwrap();
+    assert!(matches!(lab.networks.assign_tap(&network, "spare-1", 5), Err(Error::NoTap { .. })));
+    let inside = lab.inside(&network);
+    let taps = || run(&["ip", "-n", &inside, "-br", "link"]);
+    assert!(taps().contains("tn46i4") && !taps().contains("spare-1"), "{}", taps());
+    assert!(matches!(lab.networks.attach(&network, &spec), Err(Error::TapBusy { .. })));
+    drop(held);
+    assert!(!taps().contains("tn46i4"));
+    drop(gateway);
+}
+
+#[test]
 fn removing_leaves_nothing() {
     let lab = Lab::new();
     let state = || {

@@ -228,12 +228,20 @@ impl Snapshot {
     /// # Errors
     /// The first rule that it breaks.
     pub fn open(folder: &Path, own: &Path, expected: &Expected) -> Result<Self, Refusal> {
-        let text = read_part(folder, METADATA)?;
-        if blake3::hash(&text).to_hex().as_str() != expected.digest {
-            return Err(damaged(METADATA, "it is not the one that the sleep committed"));
-        }
-        let metadata: Metadata = parse(METADATA, &text)?;
+        let metadata = read_metadata(folder, &expected.digest)?;
         check(&metadata, expected)?;
+        Self::with(metadata, folder, own)
+    }
+
+    /// Reads the snapshot in `folder` only to [`verify`](Self::verify) it.
+    ///
+    /// # Errors
+    /// If a part is damaged.
+    pub fn at_rest(folder: &Path, own: &Path, digest: &str) -> Result<Self, Refusal> {
+        Self::with(read_metadata(folder, digest)?, folder, own)
+    }
+
+    fn with(metadata: Metadata, folder: &Path, own: &Path) -> Result<Self, Refusal> {
         let device = read_part(folder, DEVICE)?;
         if Part::of(&device) != metadata.device {
             return Err(damaged(DEVICE, "wrong checksum"));
@@ -326,6 +334,14 @@ fn below(base: &MemoryBase) -> Result<Below> {
         MemoryBase::Shared { folder, node, .. } => flat(node, folder),
         MemoryBase::Own { folder } => flat(&folder.join(crate::flat::MEMORY), folder),
     }
+}
+
+fn read_metadata(folder: &Path, digest: &str) -> Result<Metadata, Refusal> {
+    let text = read_part(folder, METADATA)?;
+    if blake3::hash(&text).to_hex().as_str() != digest {
+        return Err(damaged(METADATA, "it is not the one that the sleep committed"));
+    }
+    parse(METADATA, &text)
 }
 
 /// Looks at the version before it expects anything of the rest.

@@ -1,0 +1,182 @@
+//! Spares: VMMs of a pool started ahead, with its base mapped, that wait to become the next machine that starts or wakes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mvm_model::{PoolId, Resources, TenantId};
+use mvm_network::TenantNetwork;
+use mvm_vmm::{Engine, Machine, MachineSpec, Start};
+use serde::{Deserialize, Serialize};
+
+use crate::HostError;
+use crate::host::{Host, HostEvent, remove_folder};
+
+/// Which spares a pool is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpareOrder {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Its pool.
+    pub pool: PoolId,
+    /// The tenant's network.
+    pub network: TenantNetwork,
+    /// Revision of the image.
+    pub revision: String,
+    /// vCPUs, memory, disk.
+    pub resources: Resources,
+    /// The base that they map.
+    pub base: String,
+    /// How many.
+    pub count: u32,
+}
+
+/// The spares there are.
+#[derive(Default)]
+pub(crate) struct Spares {
+    waiting: Mutex<Vec<Spare>>,
+    /// Spares are started one after another: nobody waits for them.
+    keeping: tokio::sync::Mutex<()>,
+}
+
+/// A VMM that waits.
+pub(crate) struct Spare {
+    tenant: TenantId,
+    pool: PoolId,
+    fit: Fit,
+    pub(crate) machine: Box<dyn Machine>,
+    pub(crate) spec: MachineSpec,
+    pub(crate) tap: String,
+}
+
+/// What a machine must have in common with a spare to be taken over by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fit {
+    pub(crate) base: String,
+    pub(crate) revision: String,
+    pub(crate) vcpus: u32,
+    pub(crate) mem_mib: u32,
+    pub(crate) data_bytes: u64,
+}
+
+impl Fit {
+    fn of(order: &SpareOrder) -> Self {
+        Self {
+            base: order.base.clone(),
+            revision: order.revision.clone(),
+            vcpus: order.resources.vcpus,
+            mem_mib: order.resources.mem_mib,
+            data_bytes: mvm_image::disk::data_disk_bytes(order.resources.data_disk_mib),
+        }
+    }
+}
+
+impl Spare {
+    fn is_of(&self, tenant: &TenantId, pool: &PoolId) -> bool {
+        self.tenant == *tenant && self.pool == *pool
+    }
+
+    fn has_ended(&self) -> bool {
+        self.machine.ended().borrow().is_some()
+    }
+}
+
+impl Spares {
+    pub(crate) fn waiting(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that fits a machine of this pool, for good.
+    pub(crate) fn take(&self, tenant: &TenantId, pool: &PoolId, fit: &Fit) -> Option<Spare> {
+        let mut waiting = self.waiting();
+        let fits = |spare: &Spare| spare.is_of(tenant, pool) && spare.fit == *fit && !spare.has_ended();
+        let found = waiting.iter().position(fits)?;
+        Some(waiting.remove(found))
+    }
+}
+
+impl Host {
+    /// Starts and ends spares until the pool has those that are ordered. Gives how many wait.
+    pub(crate) async fn keep_spares(&self, order: SpareOrder) -> Result<u32, HostError> {
+        let _one_at_a_time = self.inner.spares.keeping.lock().await;
+        let wanted = Fit::of(&order);
+        let count = usize::try_from(order.count).unwrap_or(usize::MAX);
+        let unwanted: Vec<Spare> = {
+            let mut kept = 0;
+            let mut keep = |spare: &Spare| {
+                let fits = spare.fit == wanted && !spare.has_ended() && kept < count;
+                kept += usize::from(fits);
+                fits
+            };
+            let mut waiting = self.inner.spares.waiting();
+            waiting.extract_if(.., |spare| spare.is_of(&order.tenant, &order.pool) && !keep(spare)).collect()
+        };
+        for spare in unwanted {
+            end(spare).await?;
+        }
+        let of_pool = |host: &Self| {
+            host.inner.spares.waiting().iter().filter(|s| s.is_of(&order.tenant, &order.pool)).count()
+        };
+        while of_pool(self) < count {
+            let spare = self.start_spare(&order, wanted.clone()).await?;
+            self.tell_end(&spare);
+            self.inner.spares.waiting().push(spare);
+        }
+        Ok(u32::try_from(of_pool(self)).unwrap_or(u32::MAX))
+    }
+
+    async fn start_spare(&self, order: &SpareOrder, fit: Fit) -> Result<Spare, HostError> {
+        let nameless = self.nameless("spare");
+        let (tap, wanted) = (nameless.tap.clone(), order.clone());
+        let spec = self
+            .blocking(move |inner| {
+                let mut spec = inner.nameless_spec(&nameless, &wanted.revision, wanted.resources)?;
+                spec.memory = inner.map_base(&wanted.base)?;
+                Ok(spec)
+            })
+            .await?;
+        let engine = self.inner.engines.current(&spec.kernel).await?;
+        let (name, network) = (tap.clone(), order.network);
+        let device = self.blocking(move |inner| Ok(inner.networks.open_spare_tap(&network, &name)?)).await?;
+        let start = Start::Spare { data_bytes: fit.data_bytes };
+        match engine.launch(&spec, Some(device), start).await {
+            Ok(machine) => {
+                let (tenant, pool) = (order.tenant.clone(), order.pool.clone());
+                Ok(Spare { tenant, pool, fit, machine, spec, tap })
+            }
+            Err(error) => {
+                remove_folder(&spec.run_dir)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Tells the agent when a spare ends that still waits.
+    fn tell_end(&self, spare: &Spare) {
+        let (tenant, pool, mut ended) = (spare.tenant.clone(), spare.pool.clone(), spare.machine.ended());
+        let (host, name) = (Arc::downgrade(&self.inner), spare.spec.name.clone());
+        tokio::spawn(async move {
+            let _ = ended.wait_for(Option::is_some).await;
+            let Some(inner) = host.upgrade() else { return };
+            if inner.spares.waiting().iter().any(|spare| spare.spec.name == name) {
+                // Without a receiver the agent is ending.
+                let _ = inner.events.send(HostEvent::SpareEnded { tenant, pool });
+            }
+        });
+    }
+
+    /// Ends the spares of a tenant, or all.
+    pub(crate) async fn end_spares(&self, tenant: Option<TenantId>) -> Result<(), HostError> {
+        let _one_at_a_time = self.inner.spares.keeping.lock().await;
+        let of_tenant = |spare: &mut Spare| tenant.as_ref().is_none_or(|tenant| spare.tenant == *tenant);
+        let ending: Vec<Spare> = self.inner.spares.waiting().extract_if(.., of_tenant).collect();
+        for spare in ending {
+            end(spare).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends a spare. Its tap goes with it.
+pub(crate) async fn end(spare: Spare) -> Result<(), HostError> {
+    spare.machine.kill().await?;
+    remove_folder(&spare.spec.run_dir)
+}
