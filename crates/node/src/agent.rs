@@ -63,6 +63,10 @@ pub struct Agent {
     pub publishing: Publishing,
     /// Cold boots at once: each keeps a core busy for a second and more.
     pub boots: Semaphore,
+    /// One base at a time is looked for, or made.
+    pub bases: tokio::sync::Mutex<()>,
+    /// Who wants VMMs that are started ahead.
+    pub demand: crate::spares::Demand,
     /// One change of what is wanted at a time.
     pub changing: tokio::sync::Mutex<()>,
     /// Told to end.
@@ -84,6 +88,8 @@ impl Agent {
             admissions: Admissions::default(),
             publishing: Publishing::default(),
             boots: Semaphore::new(boots),
+            bases: tokio::sync::Mutex::new(()),
+            demand: crate::spares::Demand::default(),
             changing: tokio::sync::Mutex::new(()),
             stopping: tokio_util::sync::CancellationToken::new(),
             node_key,

@@ -39,6 +39,7 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
     let destroyed = futures::future::join_all(machines.iter().map(|machine| instance(agent, machine))).await;
     let mut gone = destroyed.into_iter().collect::<Result<Vec<_>, _>>()?;
     reached(KillPoint::DestroyMachinesGone);
+    remove_bases(agent, id).await?;
     agent.hands.remove_network(row.net_id).await.map_err(|error| ApiError {
         code: ErrorCode::Failed,
         message: error.to_string(),
@@ -52,6 +53,23 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
     }
     gone.push(id.to_string());
     Ok(gone)
+}
+
+/// What a tenant's machines began from, and the VMMs that were started for the next ones.
+async fn remove_bases(agent: &Arc<Agent>, id: &TenantId) -> Result<(), ApiError> {
+    let failed = |error: mvm_host::HostError| ApiError {
+        code: ErrorCode::Failed,
+        message: error.to_string(),
+        key: None,
+    };
+    // Whoever makes one just now is waited for; none is begun for a tenant that is doomed.
+    let _none_is_made = agent.bases.lock().await;
+    agent.hands.discard_spares(Some(id.clone())).await.map_err(failed)?;
+    let of_tenant = agent.store.read(|tx| store::bases(tx, None)).await?;
+    for base in of_tenant.into_iter().filter(|base| base.tenant == *id) {
+        agent.hands.discard_base(base.id).await.map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Destroys one instance.

@@ -5,6 +5,9 @@
 //! | [`agent`] | what the parts share, and admission to run |
 //! | [`store`] | what is known, durably |
 //! | [`machine`] | one task per instance: start, sleep, wake, stop, recovery |
+//! | [`bases`] | what machines begin from: made, chosen, collected |
+//! | [`spares`] | how many VMMs are started ahead |
+//! | [`pools`] | builds, rollbacks and collections of pools' images |
 //! | [`session`] | the host's end of a guest's control channel |
 //! | [`hostbound`] | port 53: what gateways ask |
 //! | [`denials`] | how many of them are audited when they may not be |
@@ -17,15 +20,18 @@
 
 pub mod agent;
 pub mod api;
+pub mod bases;
 pub mod denials;
 pub mod deploy;
 pub mod destroy;
 pub mod hostbound;
 pub mod kill_point;
 pub mod machine;
+pub mod pools;
 pub mod publish;
 pub mod seal;
 pub mod session;
+pub mod spares;
 pub mod store;
 
 mod serve;

@@ -4,13 +4,14 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mvm_host::{Host, HostConfig, HostError};
+use mvm_host::{Host, HostConfig, HostError, HostEvent};
 use tokio::net::UnixListener;
 
 use crate::agent::{Agent, Config};
+use crate::machine::Machine;
 use crate::seal::{Key, SealError};
 use crate::store::{self, Store, StoreError, TenantRow};
-use crate::{api, destroy};
+use crate::{api, bases, destroy, spares};
 
 /// Why an agent did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let store = private(|| Store::open(&config.data_dir.join("mvm.db")))?;
     let node_key = Key::of_node(&config.data_dir.join("node.key"))?;
     let host = HostConfig { data_dir: config.data_dir.clone(), run_dir: config.run_dir.clone() };
-    let (hands, mut ended) = Host::open(host).await?;
+    let (hands, mut happened) = Host::open(host).await?;
     let boot_id = mvm_host::boot_id()?;
     let agent = Arc::new(Agent::new(config, store, hands, boot_id, node_key));
     let listener = listen(&agent.config.socket)?;
@@ -58,18 +59,30 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let telling = {
         let agent = Arc::clone(&agent);
         tokio::spawn(async move {
-            while let Some(event) = ended.recv().await {
-                if let Some(machine) = agent.machine(event.instance) {
-                    machine.ended(event);
+            while let Some(event) = happened.recv().await {
+                match event {
+                    HostEvent::MachineEnded(event) => {
+                        if let Some(machine) = agent.machine(event.instance) {
+                            machine.ended(event);
+                        }
+                    }
+                    HostEvent::SpareEnded { tenant, pool } => spares::keep_soon(&agent, (tenant, pool)),
                 }
             }
         })
     };
+    let tending = tokio::spawn(spares::tend(Arc::clone(&agent)));
+    tokio::spawn(look_after_bases(Arc::clone(&agent)));
     let stop = agent.stopping.clone();
     tokio::spawn(stop_on_signal(stop.clone()));
     tracing::info!(socket = %agent.config.socket.display(), "serving");
     let served = api::serve(Arc::clone(&agent), listener, stop).await;
     telling.abort();
+    tending.abort();
+    // Nobody would use them; what is left of one that cannot be ended, the next agent ends.
+    if let Err(error) = agent.hands.discard_spares(None).await {
+        tracing::warn!(%error, "a machine that was started ahead stays");
+    }
     // The next agent makes its own; a socket left behind would look like one that hangs.
     let _ = std::fs::remove_file(&agent.config.socket);
     served.map_err(|source| ServeError::Path { path: agent.config.socket.clone(), source })
@@ -133,12 +146,16 @@ fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
 
 /// Compares what was written with what is there: tenants' networks and ports, then every machine, gateways first.
 async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
-    let (tenants, instances, pools) = agent
+    let (tenants, instances, pools, bases) = agent
         .store
-        .read(|tx| Ok((store::tenants(tx)?, store::instances(tx, None, None)?, store::pools(tx, None)?)))
+        .read(|tx| {
+            let (tenants, instances) = (store::tenants(tx)?, store::instances(tx, None, None)?);
+            Ok((tenants, instances, store::pools(tx, None)?, store::bases(tx, None)?))
+        })
         .await?;
     let known = instances.iter().map(|row| (row.id, row.process.clone())).collect();
-    agent.hands.remove_strays(known, tenants.iter().map(|tenant| tenant.net_id).collect()).await?;
+    let networks = tenants.iter().map(|tenant| tenant.net_id).collect();
+    agent.hands.remove_strays(known, networks, bases.into_iter().map(|base| base.id).collect()).await?;
     for tenant in tenants.iter().filter(|tenant| !tenant.doomed) {
         // One tenant's trouble is not the others'.
         if let Err(error) = agent.hands.ensure_network(agent.network_of(tenant)).await {
@@ -170,6 +187,24 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
         reopen(agent, tenant);
     }
     Ok(())
+}
+
+/// Where this host's shape is another than it was, bases are made anew, once machines are where they belong.
+async fn look_after_bases(agent: Arc<Agent>) {
+    for machine in agent.machines(|_| true) {
+        // One that was destroyed meanwhile needs no waiting for.
+        let _ = machine.settled().await;
+    }
+    let pools = match agent.store.read(|tx| store::pools(tx, None)).await {
+        Ok(pools) => pools,
+        Err(error) => return tracing::error!(%error, "bases are not looked after"),
+    };
+    for pool in pools {
+        let has_machines = |m: &Machine| m.place.tenant == pool.tenant && m.place.pool == pool.spec.id;
+        if !agent.machines(has_machines).is_empty() {
+            bases::ensure_soon(&agent, pool.tenant, pool.spec.id);
+        }
+    }
 }
 
 fn reopen(agent: &Arc<Agent>, tenant: TenantRow) {

@@ -295,9 +295,17 @@ pub enum Act {
     Sleep,
     /// Wake it.
     Wake,
+    /// Pause it.
+    Warm,
+    /// Let it go on.
+    Resume,
 }
 
 impl Act {
+    /// Every one there is.
+    pub const ALL: [Self; 6] =
+        [Self::Start, Self::Stop, Self::Sleep, Self::Wake, Self::Warm, Self::Resume];
+
     /// The word in the path.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -305,6 +313,8 @@ impl Act {
             Act::Stop => "stop",
             Act::Sleep => "sleep",
             Act::Wake => "wake",
+            Act::Warm => "warm",
+            Act::Resume => "resume",
         }
     }
 }

@@ -60,6 +60,8 @@ fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSummary {
     let act = view.act.map(|act| match act {
         Intent::Start => "starting",
         Intent::Wake => "waking",
+        Intent::Warm => "being paused",
+        Intent::Resume => "resuming",
         Intent::Sleep => "going to sleep",
         Intent::Stop => "stopping",
         Intent::Destroy => "being destroyed",
@@ -126,13 +128,18 @@ pub async fn act(
     State(agent): Shared,
     Path((t, p, i, act)): Path<(String, String, String, String)>,
 ) -> Result<Json<ActDone>, Failure> {
-    let act = [Act::Start, Act::Stop, Act::Sleep, Act::Wake].into_iter().find(|a| a.as_str() == act);
+    let act = Act::ALL.into_iter().find(|a| a.as_str() == act);
     let act = act.ok_or_else(|| fault(ErrorCode::NotFound, "there is no such act"))?;
     let machine = find(&agent, &t, &p, &i).await?;
     let state = machine.state();
-    if act == Act::Wake && !state.already(Operation::Wake) {
-        // Only what sleeps is woken; a message, or `start`, makes anything run.
-        state.after(Operation::Wake).map_err(ActError::from)?;
+    // Only what sleeps is woken, and only what is warm resumed; a message, or `start`, makes anything run.
+    let only = match act {
+        Act::Wake => Some(Operation::Wake),
+        Act::Resume => Some(Operation::Resume),
+        Act::Start | Act::Stop | Act::Sleep | Act::Warm => None,
+    };
+    if let Some(operation) = only.filter(|operation| !state.already(*operation)) {
+        state.after(operation).map_err(ActError::from)?;
     }
     let begun = Instant::now();
     // In a task of its own: a client that goes away does not leave half an act.
@@ -140,8 +147,9 @@ pub async fn act(
         let machine = machine.clone();
         tokio::spawn(async move {
             match act {
-                Act::Start | Act::Wake => machine.run(Asker::Person).await,
+                Act::Start | Act::Wake | Act::Resume => machine.run(Asker::Person).await,
                 Act::Sleep => machine.sleep(Asker::Person).await,
+                Act::Warm => machine.warm(Asker::Person).await,
                 Act::Stop => machine.stop().await,
             }
         })

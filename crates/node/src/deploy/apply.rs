@@ -12,6 +12,7 @@ use super::images::{self, Revisions};
 use super::plan::{Plan, Present};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
+use crate::bases::{self, Ensured};
 use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
 use crate::publish::Bound;
@@ -322,6 +323,7 @@ async fn bring_about(
     }
     // Always: where an earlier deployment could not hand its changes over, this one does, or says so again.
     refresh(agent, tenant).await?;
+    make_bases(agent, wanted, events).await;
     start_new(agent, wanted, tenant, events).await
 }
 
@@ -341,6 +343,21 @@ async fn refresh(agent: &Arc<Agent>, tenant: &TenantRow) -> Result<(), ApiError>
     }));
     let problems: Vec<String> = refreshed.await.into_iter().flatten().collect();
     if problems.is_empty() { Ok(()) } else { Err(failed(problems.join("\n"))) }
+}
+
+/// Machines begin from bases: made first, they cost one boot a pool. A pool whose base cannot be made starts its machines cold.
+async fn make_bases(agent: &Arc<Agent>, wanted: &Deployment, events: &Events) {
+    let pools = wanted.pools.iter().filter(|pool| pool.desired.total() > 0);
+    let making = pools.map(|pool| async {
+        let what = format!("{}/{}", wanted.tenant, pool.id);
+        events.step(&what, "looking for the base of its machines, or making it");
+        match bases::ensure(agent, &wanted.tenant, &pool.id).await {
+            Ok(Ensured::Made(_)) => events.progress(what, "its base is made", 1, 1),
+            Ok(Ensured::There(_)) => events.progress(what, "its base is there", 1, 1),
+            Err(error) => events.progress(what, format!("no base, its machines start cold: {error}"), 1, 1),
+        }
+    });
+    futures::future::join_all(making).await;
 }
 
 /// Starts the tasks of new instances, pools in rising priority, and waits for each to be where it begins.

@@ -35,7 +35,9 @@ kill_points! {
     StartLaunched = "start:launched",
     /// The VMM is recorded; its guest stands still.
     StartRecorded = "start:recorded",
-    /// The guest boots.
+    /// The base that it begins from is loaded; its guest stands still.
+    StartLoaded = "start:loaded",
+    /// The guest boots, or goes on from the base.
     StartGoing = "start:going",
     /// The guest has confirmed who it is; no secrets, no link yet.
     StartConfirmed = "start:confirmed",
@@ -43,6 +45,18 @@ kill_points! {
     StartReady = "start:ready",
     /// That it runs is committed.
     StartCommitted = "start:committed",
+    /// A machine that is to become a base is there; nothing of it is recorded.
+    BaseLaunched = "base:launched",
+    /// The base is written; nothing refers to it.
+    BaseWritten = "base:written",
+    /// The base is committed.
+    BaseCommitted = "base:committed",
+    /// The intent to pause is committed.
+    WarmBegun = "warm:begun",
+    /// The processors stand still; that it is warm is not committed.
+    WarmPaused = "warm:paused",
+    /// The intent to resume is committed.
+    ResumeBegun = "resume:begun",
     /// The intent to sleep is committed.
     SleepBegun = "sleep:begun",
     /// The guest has drained and flushed.

@@ -16,6 +16,7 @@ mod sleep;
 mod start;
 mod stop;
 mod task;
+mod warm;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -100,6 +101,7 @@ enum Command {
     Run { asker: Asker, reply: Reply<Outcome> },
     Hold { reply: Reply<Lease> },
     Sleep { asker: Asker, reply: Reply<Outcome> },
+    Warm { asker: Asker, reply: Reply<Outcome> },
     Stop { reply: Reply<Outcome> },
     Destroy { reply: Reply<()> },
     Session { reply: Reply<(Link, Lease)> },
@@ -139,6 +141,7 @@ impl std::fmt::Debug for Command {
             Command::Run { .. } => "Run",
             Command::Hold { .. } => "Hold",
             Command::Sleep { .. } => "Sleep",
+            Command::Warm { .. } => "Warm",
             Command::Stop { .. } => "Stop",
             Command::Destroy { .. } => "Destroy",
             Command::Session { .. } => "Session",
@@ -172,6 +175,14 @@ impl Machine {
     /// [`ActError`]; it runs on then.
     pub async fn sleep(&self, asker: Asker) -> Result<Outcome, ActError> {
         self.ask(|reply| Command::Sleep { asker, reply }).await
+    }
+
+    /// Pauses it.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn warm(&self, asker: Asker) -> Result<Outcome, ActError> {
+        self.ask(|reply| Command::Warm { asker, reply }).await
     }
 
     /// Shuts it down, or discards its snapshot.

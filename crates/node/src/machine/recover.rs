@@ -29,6 +29,14 @@ impl Task {
             Some(Intent::Destroy) => return,
             Some(Intent::Stop) => self.recover_stop().await,
             Some(Intent::Sleep) => self.recover_sleep().await,
+            Some(Intent::Warm) => self.recover_warm().await,
+            Some(Intent::Resume) => match self.adopt().await {
+                Ok(()) => {
+                    // A failure is kept in the row.
+                    let _ = self.resume(Asker::Policy).await;
+                }
+                Err(error) => self.lost_without_agent(&error).await,
+            },
             Some(Intent::Start) => {
                 self.undo_launch().await;
                 self.again().await;
@@ -51,7 +59,13 @@ impl Task {
 
     async fn recover_state(&mut self) {
         match self.row.state {
-            InstanceState::Running | InstanceState::Warm => match self.take_over_patiently().await {
+            InstanceState::Warm => {
+                // Its guest stands still: there is nobody to talk to.
+                if let Err(error) = self.adopt().await {
+                    self.lost_without_agent(&error).await;
+                }
+            }
+            InstanceState::Running => match self.take_over_patiently().await {
                 Ok(()) => tracing::info!(instance = %self.row.address(), "taken over, running"),
                 Err(error) => self.lost_without_agent(&error).await,
             },
@@ -87,10 +101,19 @@ impl Task {
         }
     }
 
+    async fn recover_warm(&mut self) {
+        match self.adopt().await {
+            Ok(()) => {
+                self.go_on_instead(&failed("the agent ended before it was committed")).await;
+            }
+            Err(error) => self.lost_without_agent(&error).await,
+        }
+    }
+
     async fn recover_sleep(&mut self) {
         self.row.snapshot = None;
         let resumed = match self.adopt().await {
-            Ok(()) => self.resume_cancelled().await,
+            Ok(()) => self.go_on(Some(true)).await,
             Err(error) => Err(error),
         };
         match resumed {

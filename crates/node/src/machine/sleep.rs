@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mvm_host::SnapshotFacts;
-use mvm_model::{InstanceState, Operation};
+use mvm_model::{InstanceState, Operation, PoolSpec};
 use mvm_protocol::control::{GuestReply, GuestRequest};
 
 use super::task::{Task, failed};
@@ -18,10 +18,14 @@ impl Task {
             return Ok(Outcome::Already);
         }
         self.row.state.after(Operation::Sleep)?;
-        let drain = self.pool().await?.runtime_policy.drain_timeout_seconds;
+        let pool = self.pool().await?;
+        if self.row.state == InstanceState::Warm {
+            // Its guest has to drain, and for that to run.
+            self.resume(asker).await?;
+        }
         self.begin(Intent::Sleep).await?;
         reached(KillPoint::SleepBegun);
-        match self.sleep_until_commit(drain).await {
+        match self.sleep_until_commit(&pool).await {
             Ok(()) => {
                 reached(KillPoint::SleepCommitted);
                 self.end_vmm_after_sleep(asker).await;
@@ -36,7 +40,8 @@ impl Task {
     }
 
     /// Everything that can still be taken back.
-    async fn sleep_until_commit(&mut self, drain: u32) -> Result<(), ActError> {
+    async fn sleep_until_commit(&mut self, pool: &PoolSpec) -> Result<(), ActError> {
+        let drain = pool.runtime_policy.drain_timeout_seconds;
         let drain_time = Duration::from_secs(drain.into());
         // Messages in hand are finished first; a Hold that comes now waits in the mailbox for the next wake.
         if tokio::time::timeout(drain_time, self.leases.none()).await.is_err() {
@@ -68,7 +73,7 @@ impl Task {
             disk_epoch: self.row.disk_epoch,
             recorded_at_ms: now_millis(),
         };
-        self.row.snapshot = Some(self.agent.hands.snapshot(facts).await.map_err(failed)?);
+        self.row.snapshot = Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
         self.commit_sleeping().await
     }
@@ -106,7 +111,7 @@ impl Task {
     async fn cancel_sleep(&mut self, why: &ActError) {
         self.row.snapshot = None;
         self.discard_snapshot().await;
-        let resumed = self.resume_cancelled().await;
+        let resumed = self.go_on(Some(true)).await;
         let detail = format!("{why}");
         match resumed {
             Ok(()) => {
@@ -120,8 +125,8 @@ impl Task {
         }
     }
 
-    /// Lets a paused machine go on and tells its guest that the sleep was given up.
-    pub(super) async fn resume_cancelled(&mut self) -> Result<(), ActError> {
+    /// Lets a paused machine go on, and tells its guest if a sleep was given up.
+    pub(super) async fn go_on(&mut self, cancelled: Option<bool>) -> Result<(), ActError> {
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
         if self.session.is_none() {
             // It stood still, for as long as no agent was there maybe: it is told the time like one that woke.
@@ -132,7 +137,7 @@ impl Task {
             self.session = Some(session);
         }
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
-        let request = GuestRequest::Wake { generation: self.row.generation, cancelled: Some(true) };
+        let request = GuestRequest::Wake { generation: self.row.generation, cancelled };
         session.ask(&request, "Wake", Duration::from_secs(30)).await.map_err(failed)?;
         Ok(())
     }

@@ -2,14 +2,52 @@
 
 use std::time::Instant;
 
-use mvm_host::{Launch, LaunchKind};
+use mvm_host::{Launch, LaunchKind, SnapshotMemory};
 use mvm_model::Operation;
 use mvm_protocol::api::{StartReport, millis};
+use tokio::net::UnixStream;
 
 use super::task::{Task, failed};
 use super::{ActError, Asker};
 use crate::kill_point::{KillPoint, reached};
-use crate::store::{Audit, Goal, Intent, Recorded};
+use crate::store::{Audit, Goal, Intent, PoolRow, Recorded};
+use crate::{bases, spares};
+
+/// How a start is called that begins with the kernel.
+const COLD_BOOT: &str = "cold boot";
+
+/// A machine that came up from a base or a snapshot.
+struct Loaded {
+    /// When its guest had confirmed who it is.
+    confirmed: Instant,
+    /// Whether its VMM had been started ahead.
+    spare: bool,
+}
+
+/// What tests call the steps of a start from a base and of a wake.
+struct LoadPoints {
+    launched: KillPoint,
+    recorded: KillPoint,
+    loaded: KillPoint,
+    going: KillPoint,
+    confirmed: KillPoint,
+}
+
+const START: LoadPoints = LoadPoints {
+    launched: KillPoint::StartLaunched,
+    recorded: KillPoint::StartRecorded,
+    loaded: KillPoint::StartLoaded,
+    going: KillPoint::StartGoing,
+    confirmed: KillPoint::StartConfirmed,
+};
+
+const WAKE: LoadPoints = LoadPoints {
+    launched: KillPoint::WakeLaunched,
+    recorded: KillPoint::WakeRecorded,
+    loaded: KillPoint::WakeRestored,
+    going: KillPoint::WakeGoing,
+    confirmed: KillPoint::WakeConfirmed,
+};
 
 /// Why a machine does not run from its snapshot.
 enum NotWoken {
@@ -26,16 +64,22 @@ impl From<ActError> for NotWoken {
 }
 
 impl Task {
-    /// A cold boot from `ready`, `stopped` or `failed`.
+    /// From `ready`, `stopped` or `failed`: a clone where a base fits, else a cold boot.
     pub(super) async fn start(&mut self, asker: Asker) -> Result<(), ActError> {
         self.row.state.after(Operation::Start)?;
         let begun = Instant::now();
         let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
         self.admission = Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
-        self.row.launched = Some(Recorded { revision: pool.revision, resources: pool.spec.resources });
-        match self.boot(Intent::Start).await {
-            Ok(confirmed) => {
-                let report = report("cold boot", None, begun, confirmed);
+        let started = match self.clone_or_not(&pool).await {
+            Ok(loaded) => Ok(loaded.report("clone", begun)),
+            Err(why) => {
+                self.launched_with(&pool, None);
+                let booted = self.boot(Intent::Start).await;
+                booted.map(|confirmed| Loaded { confirmed, spare: false }.report_why(COLD_BOOT, why, begun))
+            }
+        };
+        match started {
+            Ok(report) => {
                 self.now_running(Operation::Start, report, "InstanceStarted", asker).await;
                 reached(KillPoint::StartCommitted);
                 Ok(())
@@ -47,6 +91,47 @@ impl Task {
         }
     }
 
+    /// Begins from the pool's base; in words why not, and then nothing of it is left.
+    async fn clone_or_not(&mut self, pool: &PoolRow) -> Result<Loaded, String> {
+        let base = match bases::current(&self.agent, pool).await {
+            Ok(Some(base)) => base,
+            Ok(None) => return Err("its pool has no base of this revision yet".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        };
+        self.launched_with(pool, Some(base.id.clone()));
+        // S5 and S3, as for a cold boot.
+        self.row.generation += 1;
+        self.row.disk_epoch += 1;
+        let kind = LaunchKind::Clone { base: base.id };
+        let cloned = match self.begin(Intent::Start).await {
+            Ok(()) => {
+                reached(KillPoint::StartBegun);
+                self.load(kind, &START).await
+            }
+            Err(error) => Err(NotWoken::Untouched(error)),
+        };
+        match cloned {
+            Ok(loaded) => {
+                reached(KillPoint::StartReady);
+                Ok(loaded)
+            }
+            Err(NotWoken::Unusable(error) | NotWoken::Untouched(error)) => {
+                tracing::warn!(instance = %self.row.address(), %error, "cold boot in place of a clone");
+                self.session = None;
+                self.agent.discard_vmm(&self.row).await;
+                self.row.process = None;
+                // A base that fits no more is made anew.
+                bases::ensure_soon(&self.agent, pool.tenant.clone(), pool.spec.id.clone());
+                Err(format!("its base could not be cloned: {error}"))
+            }
+        }
+    }
+
+    fn launched_with(&mut self, pool: &PoolRow, base: Option<String>) {
+        let (revision, resources) = (pool.revision.clone(), pool.spec.resources);
+        self.row.launched = Some(Recorded { revision, resources, base });
+    }
+
     /// From its snapshot; where that is refused, consumed or fails, by one cold start in the same act.
     pub(super) async fn wake(&mut self, asker: Asker) -> Result<(), ActError> {
         self.row.state.after(Operation::Wake)?;
@@ -54,8 +139,8 @@ impl Task {
         let resources = self.row.launched.as_ref().map(|l| l.resources).unwrap_or_default();
         self.admission = Some(self.agent.admissions.admit(&self.tenant, self.row.id, resources)?);
         let refused = match self.restore().await {
-            Ok(confirmed) => {
-                let report = report("wake", None, begun, confirmed);
+            Ok(loaded) => {
+                let report = loaded.report("wake", begun);
                 self.now_running(Operation::Wake, report, "InstanceWoken", asker).await;
                 // Consumed, it is of no use any more, and holds what the machine had in memory.
                 self.discard_snapshot().await;
@@ -93,13 +178,8 @@ impl Task {
         match self.boot_instead(&why).await {
             Ok(confirmed) => {
                 let reason = format!("started cold in place of a wake: {why}");
-                self.now_running(
-                    Operation::Wake,
-                    report("cold boot", Some(reason), begun, confirmed),
-                    "InstanceStarted",
-                    asker,
-                )
-                .await;
+                let report = Loaded { confirmed, spare: false }.report_why(COLD_BOOT, reason, begun);
+                self.now_running(Operation::Wake, report, "InstanceStarted", asker).await;
                 Ok(())
             }
             Err(error) => {
@@ -112,11 +192,11 @@ impl Task {
 
     async fn boot_instead(&mut self, why: &str) -> Result<Instant, ActError> {
         self.save(vec![Audit::new(self.row.address(), "WakeRefused", why)]).await?;
-        self.discard_snapshot().await;
+        self.forget_memory().await;
         let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
         // The pool may want other resources by now than the machine fell asleep with.
         self.admission = Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
-        self.row.launched = Some(Recorded { revision: pool.revision, resources: pool.spec.resources });
+        self.launched_with(&pool, None);
         self.boot(Intent::Wake).await
     }
 
@@ -130,9 +210,9 @@ impl Task {
         let agent = self.agent.clone();
         let _turn = agent.boots.acquire().await.map_err(failed)?;
         let launch = self.launch(LaunchKind::Cold).await?;
-        let process = self.agent.hands.launch(launch).await.map_err(failed)?;
+        let launched = self.agent.hands.launch(launch).await.map_err(failed)?;
         reached(KillPoint::StartLaunched);
-        self.row.process = Some(process);
+        self.row.process = Some(launched.process);
         // Until its process is recorded the machine stands still: an agent that dies now leaves nothing that runs.
         self.save(Vec::new()).await?;
         reached(KillPoint::StartRecorded);
@@ -145,40 +225,70 @@ impl Task {
     }
 
     /// Launches from the snapshot and comes up.
-    async fn restore(&mut self) -> Result<Instant, NotWoken> {
+    async fn restore(&mut self) -> Result<Loaded, NotWoken> {
         let snapshot = self.row.snapshot.clone().ok_or_else(|| failed("it has no snapshot"))?;
+        if let Some(launched) = &mut self.row.launched {
+            launched.base = match &snapshot.memory {
+                SnapshotMemory::Delta { base } => base.clone(),
+                SnapshotMemory::Own => None,
+            };
+        }
         self.row.generation += 1;
         self.begin(Intent::Wake).await.map_err(NotWoken::Untouched)?;
         reached(KillPoint::WakeBegun);
         let kind = LaunchKind::Restore { snapshot, disk_epoch: self.row.disk_epoch };
+        let loaded = self.load(kind, &WAKE).await?;
+        reached(KillPoint::WakeReady);
+        Ok(loaded)
+    }
+
+    /// Launches a VMM that is given memory and device state, lets it go on and comes up.
+    async fn load(&mut self, kind: LaunchKind, at: &LoadPoints) -> Result<Loaded, NotWoken> {
+        let wakes = matches!(kind, LaunchKind::Restore { .. });
         let launch = self.launch(kind).await.map_err(NotWoken::Untouched)?;
-        let process = self.agent.hands.launch(launch).await.map_err(|error| {
+        let launched = self.agent.hands.launch(launch).await.map_err(|error| {
             if error.refuses_snapshot() {
                 NotWoken::Unusable(failed(error))
             } else {
                 NotWoken::Untouched(failed(error))
             }
         })?;
-        reached(KillPoint::WakeLaunched);
-        self.row.process = Some(process);
-        self.save(Vec::new()).await.map_err(NotWoken::Untouched)?;
-        reached(KillPoint::WakeRecorded);
-        // Connected before the device state comes in: a port that was in the middle of a write would wedge otherwise.
-        let channel = self.connect().await.map_err(NotWoken::Untouched)?;
-        self.agent.hands.restore(self.row.id).await.map_err(failed)?;
-        reached(KillPoint::WakeRestored);
-        // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch
-        // rises: until here nothing could write to the disk, and an agent that dies before this commit finds a snapshot that
-        // still fits.
-        self.row.snapshot = None;
-        self.row.disk_epoch += 1;
-        self.save(Vec::new()).await?;
-        reached(KillPoint::WakeConsumed);
+        reached(at.launched);
+        self.row.process = Some(launched.process);
+        let recording = self.commit(Vec::new());
+        let (hands, id) = (self.agent.hands.clone(), self.row.id);
+        let socket = hands.control_socket(id);
+        let recorded = async {
+            recording.await.map_err(NotWoken::Untouched)?;
+            reached(at.recorded);
+            Ok(())
+        };
+        let loaded = async {
+            // Connected before the device state comes in: a port that was in the middle of a write would wedge otherwise.
+            let channel = UnixStream::connect(&socket).await;
+            let channel = channel.map_err(|e| NotWoken::Untouched(failed(format!("its control channel: {e}"))))?;
+            hands.restore(id).await.map_err(failed)?;
+            Ok::<_, NotWoken>(channel)
+        };
+        // Until its process is recorded the machine stands still; it may be loaded meanwhile.
+        let (recorded, channel) = tokio::join!(recorded, loaded);
+        recorded?;
+        let channel = channel?;
+        self.show();
+        reached(at.loaded);
+        if wakes {
+            // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch
+            // rises: until here nothing could write to the disk, and an agent that dies before this commit finds a snapshot
+            // that still fits.
+            self.row.snapshot = None;
+            self.row.disk_epoch += 1;
+            self.save(Vec::new()).await?;
+            reached(KillPoint::WakeConsumed);
+        }
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
-        reached(KillPoint::WakeGoing);
-        let confirmed = self.come_up(channel, KillPoint::WakeConfirmed).await?;
-        reached(KillPoint::WakeReady);
-        Ok(confirmed)
+        reached(at.going);
+        let confirmed = self.come_up(channel, at.confirmed).await?;
+        Ok(Loaded { confirmed, spare: launched.spare })
     }
 
     async fn launch(&self, kind: LaunchKind) -> Result<Launch, ActError> {
@@ -186,6 +296,8 @@ impl Task {
         let pool = self.pool().await?;
         Ok(Launch {
             instance: self.row.id,
+            tenant: self.tenant.id.clone(),
+            pool: pool.id.clone(),
             uid: self.row.place.uid,
             revision: launched.revision,
             resources: launched.resources,
@@ -203,7 +315,12 @@ impl Task {
         asker: Asker,
     ) {
         let detail = format!("{} in {:.0} ms, for {}", report.how, report.total_ms, asker.as_str());
-        self.row.reason.clone_from(&report.why);
+        let from_base = self.row.launched.as_ref().is_some_and(|launched| launched.base.is_some());
+        if from_base && report.how != COLD_BOOT {
+            spares::begun(&self.agent, &self.tenant.id, &self.row.place.pool);
+        }
+        // A cold boot where there is no base yet is no fault.
+        self.row.reason = report.why.clone().filter(|_| operation == Operation::Wake);
         self.row.last_start = Some(report);
         if self.row.goal == Some(Goal::Running) {
             self.row.goal = None;
@@ -219,6 +336,7 @@ impl Task {
         self.agent.discard_vmm(&self.row).await;
         self.row.process = None;
         self.row.snapshot = None;
+        self.forget_memory().await;
         // Whoever wanted it is told now; it is not tried behind their back later.
         self.row.goal = None;
         let reason = match console {
@@ -230,12 +348,18 @@ impl Task {
     }
 }
 
-fn report(how: &str, why: Option<String>, begun: Instant, confirmed: Instant) -> StartReport {
-    StartReport {
-        how: how.to_owned(),
-        why,
-        spare: false,
-        total_ms: millis(begun.elapsed()),
-        confirmed_ms: millis(confirmed.duration_since(begun)),
+impl Loaded {
+    fn report(self, how: &str, begun: Instant) -> StartReport {
+        StartReport {
+            how: how.to_owned(),
+            why: None,
+            spare: self.spare,
+            total_ms: millis(begun.elapsed()),
+            confirmed_ms: millis(self.confirmed.duration_since(begun)),
+        }
+    }
+
+    fn report_why(self, how: &str, why: String, begun: Instant) -> StartReport {
+        StartReport { why: Some(why), ..self.report(how, begun) }
     }
 }

@@ -47,7 +47,7 @@ impl Task {
         self.agent.discard_vmm(&self.row).await;
         self.row.process = None;
         let had_snapshot = self.row.snapshot.take().is_some();
-        self.discard_snapshot().await;
+        self.forget_memory().await;
         reached(KillPoint::StopEnded);
         let detail = match (had_snapshot, orderly) {
             (true, _) => "its snapshot was discarded",

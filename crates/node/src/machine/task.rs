@@ -142,6 +142,10 @@ impl Task {
                 let done = self.sleep(asker).await;
                 answer(reply, done);
             }
+            Command::Warm { asker, reply } => {
+                let done = self.warm(asker).await;
+                answer(reply, done);
+            }
             Command::Stop { reply } => {
                 let done = self.stop().await;
                 answer(reply, done);
@@ -183,6 +187,7 @@ impl Task {
         let result = match self.row.state {
             InstanceState::Running => return Ok(()),
             InstanceState::Sleeping => self.wake(asker).await,
+            InstanceState::Warm => self.resume(asker).await,
             _ => self.start(asker).await,
         };
         self.keep_books(&result).await;
@@ -251,7 +256,8 @@ impl Task {
         if !self.row.state.has_vmm() || self.row.process.as_ref() != Some(&event.process) {
             return;
         }
-        self.lost(event.ended.to_string()).await;
+        let why = event.why.clone().unwrap_or_else(|| event.ended.to_string());
+        self.lost(why).await;
     }
 
     /// The VMM is gone without anyone having asked for it.
@@ -259,7 +265,7 @@ impl Task {
         self.session = None;
         self.admission = None;
         self.agent.discard_vmm(&self.row).await;
-        self.discard_snapshot().await;
+        self.forget_memory().await;
         self.row.process = None;
         let audit = Audit::new(self.row.address(), "InstanceFailed", reason.clone());
         self.row.reason = Some(reason);
@@ -322,6 +328,14 @@ impl Task {
         }
     }
 
+    /// The files of a machine's memory, when its VMM is gone and it will not be woken.
+    pub(super) async fn forget_memory(&self) {
+        self.discard_snapshot().await;
+        if let Err(error) = self.agent.hands.discard_own(self.row.id).await {
+            tracing::warn!(instance = %self.row.id, %error, "its own image could not be removed");
+        }
+    }
+
     /// Notes durably that an act begins.
     pub(super) async fn begin(&mut self, intent: Intent) -> Result<(), ActError> {
         self.row.intent = Some(intent);
@@ -354,18 +368,24 @@ impl Task {
 
     /// Commits the row and what is said about it, in one transaction.
     pub(super) async fn save(&mut self, audits: Vec<Audit>) -> Result<(), ActError> {
-        let row = self.row.clone();
-        let tenant = self.tenant.id.clone();
-        self.agent
-            .store
-            .write(move |tx| {
-                row.save(tx)?;
-                audits.iter().try_for_each(|audit| audit.append(tx, &tenant))
-            })
-            .await
-            .map_err(failed)?;
+        self.commit(audits).await?;
         self.show();
         Ok(())
+    }
+
+    /// The same for something else to go on beside it: the row as it is now, to be shown when that is done.
+    pub(super) fn commit(
+        &self,
+        audits: Vec<Audit>,
+    ) -> impl Future<Output = Result<(), ActError>> + Send + use<> {
+        let (row, tenant, store) = (self.row.clone(), self.tenant.id.clone(), self.agent.store.clone());
+        async move {
+            let act = move |tx: &rusqlite::Transaction<'_>| {
+                row.save(tx)?;
+                audits.iter().try_for_each(|audit| audit.append(tx, &tenant))
+            };
+            store.write(act).await.map_err(failed)
+        }
     }
 
     /// Shows others the row as it is.

@@ -1,6 +1,6 @@
 //! Instances: the only rows with runtime state.
 
-use mvm_host::{ProcessIdentity, SnapshotInfo};
+use mvm_host::{ProcessIdentity, SnapshotInfo, SnapshotMemory};
 use mvm_model::{InstanceId, InstanceState, PoolId, Resources, TenantId};
 use mvm_protocol::api::StartReport;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -61,6 +61,9 @@ pub struct Recorded {
     pub revision: String,
     /// vCPUs, memory, disk.
     pub resources: Resources,
+    /// The base that its memory is a copy of, if it is one.
+    #[serde(default)]
+    pub base: Option<String>,
 }
 
 /// Where an instance goes by itself.
@@ -81,6 +84,10 @@ pub enum Intent {
     Start,
     /// Towards running from its snapshot.
     Wake,
+    /// Towards warm.
+    Warm,
+    /// From warm towards running.
+    Resume,
     /// Towards sleeping.
     Sleep,
     /// Towards stopped.
@@ -124,6 +131,16 @@ impl NewInstance {
 }
 
 impl InstanceRow {
+    /// The base that it cannot do without: the one that its VMM maps, or that its snapshot lies over.
+    pub fn base(&self) -> Option<&str> {
+        let asleep = self.snapshot.as_ref().map(|snapshot| match &snapshot.memory {
+            SnapshotMemory::Delta { base } => base.as_deref(),
+            SnapshotMemory::Own => None,
+        });
+        let mapped = self.launched.as_ref().and_then(|launched| launched.base.as_deref());
+        asleep.unwrap_or(mapped)
+    }
+
     fn read(row: &Row<'_>) -> Sql<Self> {
         Ok(Self {
             id: InstanceId::new(row.get("id")?),

@@ -4,6 +4,7 @@
 //! the middle of one knows what to finish or undo.
 
 mod audit;
+mod bases;
 mod instances;
 mod schema;
 mod secrets;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub use bases::{BaseRow, bases, forget_revision, latest_revisions, remove_base};
 pub use audit::{Audit, entries, first_broken};
 pub use instances::{
     Goal, InstanceRow, Intent, NewInstance, Place, Recorded, instance, instances, remove_instance, uids,
@@ -165,5 +167,20 @@ pub fn now_secs() -> u64 {
 /// Milliseconds since 1970, by the host's clock.
 pub fn now_millis() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    let now = since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+    now.saturating_sub(clock_behind())
+}
+
+/// By how much the agent takes the host's clock to be ahead of the time: so tests put machines to sleep in the past.
+#[cfg(debug_assertions)]
+fn clock_behind() -> u64 {
+    static BEHIND: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    let read = || std::env::var("MVM_CLOCK_BEHIND_SECONDS").ok().and_then(|text| text.parse::<u64>().ok());
+    *BEHIND.get_or_init(|| read().unwrap_or(0) * 1000)
+}
+
+/// A release takes the host's clock as it is.
+#[cfg(not(debug_assertions))]
+fn clock_behind() -> u64 {
+    0
 }

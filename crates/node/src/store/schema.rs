@@ -4,7 +4,7 @@ use rusqlite_migration::{M, Migrations};
 
 /// Every step from an empty file to this version.
 pub fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST_LIGHT)])
+    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES)])
 }
 
 const FIRST_LIGHT: &str = "
@@ -82,6 +82,32 @@ CREATE TABLE audit (
     hash TEXT NOT NULL,
     PRIMARY KEY (tenant, seq)
 ) STRICT;
+";
+
+const CLONES: &str = "
+-- What machines begin from: memory and device state of one that was nobody yet.
+CREATE TABLE bases (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    revision TEXT NOT NULL,
+    shape TEXT NOT NULL,
+    memory_bytes INTEGER NOT NULL,
+    made_at INTEGER NOT NULL,
+    FOREIGN KEY (tenant, pool) REFERENCES pools (tenant, id) ON DELETE CASCADE
+) STRICT;
+
+-- Every revision that a pool has had, in order: what a rollback goes back to.
+CREATE TABLE revisions (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    tenant TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    revision TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    FOREIGN KEY (tenant, pool) REFERENCES pools (tenant, id) ON DELETE CASCADE
+) STRICT;
+
+INSERT INTO revisions (tenant, pool, revision, since) SELECT tenant, id, revision, unixepoch() FROM pools;
 ";
 
 #[cfg(test)]

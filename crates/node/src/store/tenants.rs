@@ -115,7 +115,7 @@ impl PoolRow {
              ON CONFLICT (tenant, id) DO UPDATE SET spec = ?3, revision = ?4",
             params![self.tenant.as_str(), self.spec.id.as_str(), to_json(&self.spec)?, self.revision],
         )?;
-        Ok(())
+        super::bases::note_revision(tx, &self.tenant, &self.spec.id, &self.revision)
     }
 }
 

@@ -154,6 +154,13 @@ pub enum SnapshotMemory {
     Own,
 }
 
+impl SnapshotMemory {
+    /// What every snapshot was over before there were bases.
+    fn zeros() -> Self {
+        Self::Delta { base: None }
+    }
+}
+
 impl std::fmt::Display for SnapshotMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -185,6 +192,7 @@ pub struct SnapshotInfo {
     /// Bytes of guest memory that are in it.
     pub memory_bytes: u64,
     /// What a VMM has to map to wake from it.
+    #[serde(default = "SnapshotMemory::zeros")]
     pub memory: SnapshotMemory,
 }
 

@@ -1,0 +1,206 @@
+//! Bases: a machine of a pool that was stopped before it became anyone, from which the pool's machines begin.
+//!
+//! ```text
+//! cold boot ── hello ── prewarm ── pause ── write ── commit
+//! ```
+//! One is made whenever a pool has a revision, or this host a shape, that none fits; machines start cold meanwhile. One that
+//! the pool has no more use for goes when no machine maps it and no snapshot lies over it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mvm_host::{BaseFacts, BaseLaunch};
+use mvm_model::{PoolId, TenantId};
+use mvm_protocol::PROTOCOL_VERSION;
+use mvm_protocol::control::{GuestReply, GuestRequest};
+use tokio::net::UnixStream;
+
+use crate::agent::{Agent, AgentError};
+use crate::kill_point::{KillPoint, reached};
+use crate::session::Session;
+use crate::store::{self, Audit, BaseRow, PoolRow, now_millis, now_secs};
+
+/// How long the machine may take to boot; emulated and on a busy host.
+const BOOT: Duration = Duration::from_secs(90);
+const ANSWER: Duration = Duration::from_secs(20);
+/// How long its prewarm may take, beyond what the recipe allows it.
+const PREWARM: Duration = Duration::from_secs(3600);
+
+/// A base could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// What the agent knows.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] mvm_host::HostError),
+    /// Its guest.
+    #[error("the machine that was to become a base of {pool}: {reason}")]
+    Guest {
+        /// The pool's address.
+        pool: String,
+        /// What it did, or did not.
+        reason: String,
+    },
+}
+
+impl From<store::StoreError> for BaseError {
+    fn from(error: store::StoreError) -> Self {
+        Self::Agent(error.into())
+    }
+}
+
+/// What came of looking for a base.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ensured {
+    /// One that fits was there.
+    There(BaseRow),
+    /// It was made.
+    Made(BaseRow),
+}
+
+/// The base that machines of a pool begin from now, if there is one.
+///
+/// # Errors
+/// The store's.
+pub async fn current(agent: &Agent, pool: &PoolRow) -> Result<Option<BaseRow>, AgentError> {
+    let (tenant, id, revision) = (pool.tenant.clone(), pool.spec.id.clone(), pool.revision.clone());
+    let rows = agent.store.read(move |tx| store::bases(tx, Some((&tenant, &id)))).await?;
+    Ok(rows.into_iter().find(|row| row.revision == revision))
+}
+
+/// Makes the base of a pool, unless there is one that fits.
+///
+/// # Errors
+/// [`BaseError`]; the pool's machines start cold then.
+pub async fn ensure(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Result<Ensured, BaseError> {
+    let _one_at_a_time = agent.bases.lock().await;
+    let wanted = agent.pool(tenant, pool).await?;
+    if agent.tenant(tenant).await?.doomed {
+        return Err(guest(&wanted, "its tenant is being destroyed"));
+    }
+    let shape = agent.hands.shape(wanted.revision.clone(), wanted.spec.resources).await?;
+    if let Some(base) = current(agent, &wanted).await?
+        && base.shape.fits(&shape).is_ok()
+    {
+        return Ok(Ensured::There(base));
+    }
+    let base = make(agent, &wanted).await?;
+    collect(agent, tenant, pool).await?;
+    Ok(Ensured::Made(base))
+}
+
+/// Makes it meanwhile; machines start cold until it is there.
+pub fn ensure_soon(agent: &Arc<Agent>, tenant: TenantId, pool: PoolId) {
+    let agent = Arc::clone(agent);
+    tokio::spawn(async move {
+        match ensure(&agent, &tenant, &pool).await {
+            Ok(Ensured::Made(base)) => tracing::info!(%tenant, %pool, base = base.id, "a base is made"),
+            Ok(Ensured::There(_)) => {}
+            Err(error) => tracing::warn!(%tenant, %pool, %error, "no base: machines start cold"),
+        }
+    });
+}
+
+async fn make(agent: &Arc<Agent>, pool: &PoolRow) -> Result<BaseRow, BaseError> {
+    let tenant = agent.tenant(&pool.tenant).await?;
+    let _turn = agent.boots.acquire().await.map_err(|error| guest(pool, error))?;
+    let launch = BaseLaunch {
+        revision: pool.revision.clone(),
+        resources: pool.spec.resources,
+        network: agent.network_of(&tenant),
+    };
+    let name = agent.hands.launch_base(launch).await?;
+    reached(KillPoint::BaseLaunched);
+    let facts = BaseFacts {
+        tenant: pool.tenant.to_string(),
+        pool: pool.spec.id.to_string(),
+        revision: pool.revision.clone(),
+        recorded_at_ms: now_millis(),
+    };
+    let made = match get_ready(agent, pool, &name).await {
+        Ok(()) => agent.hands.make_base(name, facts).await?,
+        Err(error) => {
+            agent.hands.give_up_base(name).await?;
+            return Err(error);
+        }
+    };
+    reached(KillPoint::BaseWritten);
+    let row = BaseRow {
+        id: made.id,
+        tenant: pool.tenant.clone(),
+        pool: pool.spec.id.clone(),
+        revision: pool.revision.clone(),
+        shape: made.shape,
+        memory_bytes: made.memory_bytes,
+        made_at: now_secs(),
+    };
+    let (inserted, tenant) = (row.clone(), pool.tenant.clone());
+    let detail = format!("of revision {}, {} MiB", row.revision, row.memory_bytes >> 20);
+    let audit = Audit::new(format!("{}/{}", row.tenant, row.pool), "BaseMade", detail);
+    agent
+        .store
+        .write(move |tx| {
+            inserted.insert(tx)?;
+            audit.append(tx, &tenant)
+        })
+        .await?;
+    reached(KillPoint::BaseCommitted);
+    Ok(row)
+}
+
+/// Boots it, has it do what its recipe wants done ahead, and leaves it alone.
+async fn get_ready(agent: &Agent, pool: &PoolRow, name: &str) -> Result<(), BaseError> {
+    let path = agent.hands.base_socket(name).ok_or_else(|| guest(pool, "it is gone"))?;
+    let channel = UnixStream::connect(&path).await.map_err(|error| guest(pool, error))?;
+    agent.hands.go_on_base(name.to_owned()).await?;
+    // It is nobody, so nothing that it asks is answered.
+    let opening = Session::open(channel, path, Arc::new(drop));
+    let session = tokio::time::timeout(BOOT, opening).await;
+    let session = session.map_err(|_| guest(pool, format!("no answer within {} s", BOOT.as_secs())))?;
+    let session = session.map_err(|error| guest(pool, error))?;
+    let hello = GuestRequest::Hello { protocol: PROTOCOL_VERSION };
+    match session.ask(&hello, "Hello", ANSWER).await.map_err(|error| guest(pool, error))? {
+        GuestReply::Hello { protocol: PROTOCOL_VERSION, .. } => {}
+        other => return Err(guest(pool, format!("its guest speaks another protocol: {other:?}"))),
+    }
+    match session.ask(&GuestRequest::Prewarm, "Prewarm", PREWARM).await.map_err(|error| guest(pool, error))? {
+        GuestReply::Prewarmed { success: true, .. } => Ok(()),
+        GuestReply::Prewarmed { detail, .. } => Err(guest(pool, format!("its prewarm failed: {detail}"))),
+        other => Err(guest(pool, format!("its answer to Prewarm makes no sense: {other:?}"))),
+    }
+}
+
+fn guest(pool: &PoolRow, reason: impl ToString) -> BaseError {
+    BaseError::Guest { pool: format!("{}/{}", pool.tenant, pool.spec.id), reason: reason.to_string() }
+}
+
+/// Removes the bases of a pool that nothing needs any more, and gives their ids.
+///
+/// # Errors
+/// The store's or the host's; what was not removed is tried again the next time.
+pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<Vec<String>, BaseError> {
+    let (tenant, pool) = (tenant.clone(), pool.clone());
+    let unused = agent
+        .store
+        .write(move |tx| {
+            let revision = store::pool(tx, &tenant, &pool)?.map(|pool| pool.revision);
+            let rows = store::bases(tx, Some((&tenant, &pool)))?;
+            let needed: BTreeSet<String> = store::instances(tx, Some(&tenant), Some(&pool))?
+                .iter()
+                .filter_map(|row| row.base().map(str::to_owned))
+                .collect();
+            let current = rows.iter().find(|row| Some(&row.revision) == revision.as_ref()).map(|row| &row.id);
+            let unused = rows.iter().filter(|row| Some(&row.id) != current && !needed.contains(&row.id));
+            let unused: Vec<String> = unused.map(|row| row.id.clone()).collect();
+            // Forgotten first: files without a row are found by the next agent, a row without files would be used.
+            unused.iter().try_for_each(|id| store::remove_base(tx, id)).map(|()| unused)
+        })
+        .await?;
+    for id in &unused {
+        agent.hands.discard_base(id.clone()).await?;
+    }
+    Ok(unused)
+}

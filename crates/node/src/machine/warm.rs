@@ -1,0 +1,65 @@
+//! Warm: the VMM holds the memory, the processors stand still. Resuming is a wake without a snapshot: only clock and
+//! generation are new.
+
+use mvm_model::Operation;
+
+use super::task::{Task, failed};
+use super::{ActError, Asker, Outcome};
+use crate::kill_point::{KillPoint, reached};
+use crate::store::{Audit, Intent};
+
+impl Task {
+    pub(super) async fn warm(&mut self, asker: Asker) -> Result<Outcome, ActError> {
+        if self.row.state.already(Operation::Warm) {
+            return Ok(Outcome::Already);
+        }
+        self.row.state.after(Operation::Warm)?;
+        self.begin(Intent::Warm).await?;
+        reached(KillPoint::WarmBegun);
+        // A guest that stands still answers nobody.
+        self.session = None;
+        if let Err(error) = self.agent.hands.pause(self.row.id).await {
+            let error = failed(error);
+            self.go_on_instead(&error).await;
+            return Err(error);
+        }
+        reached(KillPoint::WarmPaused);
+        let detail = format!("paused for {}", asker.as_str());
+        self.settle(Operation::Warm, Audit::new(self.row.address(), "InstanceWarm", detail)).await;
+        Ok(Outcome::Done)
+    }
+
+    /// From warm to running.
+    pub(super) async fn resume(&mut self, asker: Asker) -> Result<(), ActError> {
+        self.row.state.after(Operation::Resume)?;
+        self.begin(Intent::Resume).await?;
+        reached(KillPoint::ResumeBegun);
+        match self.go_on(None).await {
+            Ok(()) => {
+                let detail = format!("for {}", asker.as_str());
+                let audit = Audit::new(self.row.address(), "InstanceResumed", detail);
+                self.settle(Operation::Resume, audit).await;
+                Ok(())
+            }
+            Err(error) => {
+                self.lost(format!("it could not be resumed: {error}")).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A pause that failed, or that an agent died over, is taken back.
+    pub(super) async fn go_on_instead(&mut self, why: &ActError) {
+        let resumed = self.go_on(Some(true)).await;
+        match resumed {
+            Ok(()) => {
+                self.row.intent = None;
+                let audit = Audit::new(self.row.address(), "PauseCancelled", why.to_string());
+                if let Err(error) = self.save(vec![audit]).await {
+                    tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
+                }
+            }
+            Err(error) => self.lost(format!("a pause failed ({why}), and so did going on: {error}")).await,
+        }
+    }
+}
