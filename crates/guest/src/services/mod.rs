@@ -5,6 +5,7 @@ mod backoff;
 pub mod children;
 mod gateway_service;
 mod log;
+mod output;
 mod ready;
 pub mod supervisor;
 mod unit;
