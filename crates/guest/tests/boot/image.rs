@@ -31,7 +31,8 @@ const MODULES: [&str; 12] = [
     "overlay",
 ];
 
-const APPLETS: &str = "cat date dd echo grep hostname httpd id ip kill ls pidof ps sh sleep stat true nc wc";
+const APPLETS: &str =
+    "cat date dd echo grep hostname httpd id ip kill ls pidof ps setsid sh sleep stat true nc wc";
 
 impl Image {
     /// Makes an image with these services, or says what this computer lacks for it.
