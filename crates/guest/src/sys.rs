@@ -1,10 +1,13 @@
 //! System calls for which there is no safe wrapper. All of this program's `unsafe` is here.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -103,6 +106,12 @@ pub fn ended_child() -> Option<i32> {
 pub fn signal_everyone(signal: i32) {
     // SAFETY: kill has no memory effects.
     unsafe { libc::kill(-1, signal) };
+}
+
+/// Has a command's process write this to a file just before it becomes the program.
+pub fn write_before_exec(command: &mut Command, file: File, text: &'static [u8]) {
+    // SAFETY: between fork and exec this only makes the system call: nothing is allocated and no lock is taken.
+    unsafe { command.pre_exec(move || Ok(rustix::io::write(&file, text).map(drop)?)) };
 }
 
 #[repr(C)]

@@ -1,20 +1,6 @@
 //! The guest in a real machine, seen from its control channel.
 #![allow(clippy::unwrap_used, reason = "what a test cannot do is a failed test")]
 
-#[path = "boot/image.rs"]
-mod image;
-#[path = "boot/vm.rs"]
-mod vm;
-
-use std::collections::BTreeMap;
-
-use mvm_protocol::SecretBytes;
-use mvm_protocol::control::{GuestReply, GuestRequest, HostReply, HostRequest, Phase};
-use mvm_protocol::record::{self, Record};
-use mvm_protocol::{Port, frame, mux};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use vm::{Session, Vm, ask};
-
 /// Starts a machine, or says why not and ends the test.
 macro_rules! start {
     () => {
@@ -30,6 +16,22 @@ macro_rules! start {
         }
     };
 }
+
+#[path = "boot/image.rs"]
+mod image;
+#[path = "boot/prewarm.rs"]
+mod prewarm;
+#[path = "boot/vm.rs"]
+mod vm;
+
+use std::collections::BTreeMap;
+
+use mvm_protocol::SecretBytes;
+use mvm_protocol::control::{GuestReply, GuestRequest, HostReply, HostRequest, Phase};
+use mvm_protocol::record::{self, Record};
+use mvm_protocol::{Port, frame, mux};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use vm::{Session, Vm, ask};
 
 const SERVICES: &str = include_str!("boot/services.json");
 

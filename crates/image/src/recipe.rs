@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use mvm_model::service::{Service, ServiceUser};
+use mvm_model::service::{Prewarm, Service, ServiceUser};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -48,6 +48,8 @@ pub struct Recipe {
     pub users: Vec<ServiceUser>,
     /// Services.
     pub services: Vec<Service>,
+    /// What warms up a machine before others are cloned from it.
+    pub prewarm: Option<Spanned<Prewarm>>,
 }
 
 /// A file copied from the recipe's folder into the root.
@@ -106,6 +108,8 @@ struct Document {
     users: Vec<Spanned<ServiceUser>>,
     #[serde(default)]
     services: Vec<Spanned<Service>>,
+    #[serde(default)]
+    prewarm: Option<Spanned<Prewarm>>,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +146,7 @@ impl Recipe {
             links: document.links,
             users: unspanned(document.users),
             services: unspanned(document.services),
+            prewarm: document.prewarm,
         })
     }
 
@@ -193,7 +198,8 @@ impl Document {
         self.check_image(place)?;
         self.check_files(place)?;
         self.check_users(place)?;
-        self.check_services(place)
+        self.check_services(place)?;
+        self.check_prewarm(place)
     }
 
     fn check_image(&self, place: Place<'_>) -> Result<(), RecipeError> {
@@ -294,20 +300,41 @@ impl Document {
         }
         Ok(())
     }
+
+    fn check_prewarm(&self, place: Place<'_>) -> Result<(), RecipeError> {
+        let Some(spanned) = &self.prewarm else { return Ok(()) };
+        let prewarm = spanned.get_ref();
+        let error = |field: &str, message: &str| {
+            Err(place.error(spanned.span(), format!("prewarm.{field}"), message.to_owned()))
+        };
+        if !is_command(&prewarm.command) {
+            return error("command", BAD_COMMAND);
+        }
+        if prewarm.timeout_seconds == 0 {
+            return error("timeout_seconds", "give it at least 1 second");
+        }
+        Ok(())
+    }
 }
 
 impl Recipe {
-    /// Checks what the recipe's services need of all recipes together: that their users exist.
-    pub(crate) fn check_service_users(&self, known: &[ServiceUser]) -> Result<(), RecipeError> {
+    /// Checks what the recipe's services and its prewarm need of all recipes together: that their users exist.
+    pub(crate) fn check_known_users(&self, known: &[ServiceUser]) -> Result<(), RecipeError> {
         let is_known = |name: &str| name == "root" || known.iter().any(|user| user.name == name);
+        let place = Place { file: &self.file, text: &self.text };
+        let error = |span: Range<usize>, key: String, user: &str| {
+            Err(place.error(span, key, format!("there is no user `{user}`: add it as [[users]]")))
+        };
         for (index, service) in self.services.iter().enumerate() {
             if let Some(user) = service.user.as_ref().filter(|user| !is_known(user)) {
-                let place = Place { file: &self.file, text: &self.text };
                 let at = find_service(&self.text, index);
-                let key = format!("services[{index}].user");
-                let message = format!("there is no user `{user}`: add it as [[users]]");
-                return Err(place.error(at..at, key, message));
+                return error(at..at, format!("services[{index}].user"), user);
             }
+        }
+        if let Some(prewarm) = &self.prewarm
+            && let Some(user) = prewarm.get_ref().user.as_ref().filter(|user| !is_known(user))
+        {
+            return error(prewarm.span(), "prewarm.user".to_owned(), user);
         }
         Ok(())
     }

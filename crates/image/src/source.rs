@@ -227,7 +227,8 @@ fn links(layers: &[Layer]) -> Vec<RootLink> {
     links.collect()
 }
 
-/// Services and users of all recipes, those of the lower ones first.
+/// Services and users of all recipes, those of the lower ones first, and the highest one's prewarm: it knows what is
+/// worth warming up.
 fn services(layers: &[Layer]) -> Result<ServicesFile, RecipeError> {
     let mut all = ServicesFile::default();
     for (_, recipe) in layers {
@@ -248,8 +249,44 @@ fn services(layers: &[Layer]) -> Result<ServicesFile, RecipeError> {
             let message = format!("there too is a service `{}`", service.name);
             return Err(recipe.bad_image("base", message));
         }
-        recipe.check_service_users(&all.users)?;
+        recipe.check_known_users(&all.users)?;
         all.services.extend(recipe.services.iter().cloned());
+        if let Some(prewarm) = &recipe.prewarm {
+            all.prewarm = Some(prewarm.get_ref().clone());
+        }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mvm_model::service::ReseedSignal;
+
+    #[test]
+    fn a_prewarm_comes_to_the_services() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = r#"
+            [image]
+            name = "app"
+            base = "minimal"
+            [[users]]
+            name = "web"
+            uid = 1000
+            [prewarm]
+            command = ["/usr/bin/warm", "up"]
+            user = "web"
+            reseed_signal = "SIGUSR2"
+        "#;
+        fs::write(folder.path().join(RECIPE_FILE), recipe).unwrap();
+        let lock = BUILT_IN.iter().find(|(recipe, file, _)| (*recipe, *file) == ("minimal", LOCK_FILE));
+        fs::write(folder.path().join(LOCK_FILE), lock.unwrap().2).unwrap();
+        let plan = Plan::load(&ImageSource::Path(folder.path().to_owned())).unwrap();
+        let prewarm = plan.root.services.prewarm.unwrap();
+        assert_eq!(prewarm.command, ["/usr/bin/warm", "up"]);
+        assert_eq!((prewarm.user.as_deref(), prewarm.timeout_seconds), (Some("web"), 60));
+        assert_eq!(prewarm.reseed_signal, Some(ReseedSignal::Usr2));
+        let minimal = Plan::load(&ImageSource::BuiltIn("minimal".to_owned())).unwrap();
+        assert_eq!(minimal.root.services.prewarm, None);
+    }
 }

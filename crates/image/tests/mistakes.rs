@@ -35,6 +35,7 @@ fn the_text_of_a_recipe() {
     let user = "[[users]]\nname = \"web\"\nuid = 1000\n";
     let file =
         |source: &str, target: &str| format!("[[files]]\nsource = \"{source}\"\ntarget = \"{target}\"\n");
+    let prewarm = "[prewarm]\ncommand = [\"/usr/bin/warm\"]\n";
     let cases: &[(&str, &str, &str)] = &[
         ("packages = [", "image.toml:3: ", "(syntax)"),
         ("color = \"red\"", "image.toml:3: image.color: ", "unknown field"),
@@ -55,6 +56,16 @@ fn the_text_of_a_recipe() {
             "`KEY`",
         ),
         ("[[services]]\nname = \"a\"\ncommand = [\"a\"]", "services[0].command: ", "absolute path"),
+        ("[prewarm]\nuser = \"root\"", "image.toml:3: prewarm: ", "missing field `command`"),
+        ("[prewarm]\ncommand = [\"warm\"]", "image.toml:3: prewarm.command: ", "absolute path"),
+        (&(prewarm.to_owned() + "timeout_seconds = 0"), "prewarm.timeout_seconds: ", "1 second"),
+        (&(prewarm.to_owned() + "shell = true"), "image.toml:5: prewarm.shell: ", "unknown field"),
+        (&(prewarm.to_owned() + "user = \"nn\""), "image.toml:3: prewarm.user: ", "no user `nn`"),
+        (
+            &(prewarm.to_owned() + "reseed_signal = \"SIGKILL\""),
+            "image.toml:5: prewarm.reseed_signal: ",
+            "`SIGKILL`, expected one of `SIGHUP`, `SIGUSR1`, ",
+        ),
         (&format!("{user}{user}"), "image.toml:6: users[1].name: ", "already a user `web`"),
         ("[[users]]\nname = \"a\"\nuid = 0", "image.toml:3: users[0].uid: ", "0 is not in"),
         (&file("../x", "/x"), "image.toml:4: files[0].source: ", "inside the recipe's folder"),

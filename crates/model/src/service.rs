@@ -14,6 +14,44 @@ pub struct ServicesFile {
     pub services: Vec<Service>,
     /// Users that services run as; their homes are on the data disk.
     pub users: Vec<ServiceUser>,
+    /// What runs before machines are cloned from one. Not written where absent, so that images without keep their digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prewarm: Option<Prewarm>,
+}
+
+/// A command that warms up the machine from which others are cloned: it runs once, before that machine is anyone's,
+/// without network, /data, config and secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prewarm {
+    /// Program (absolute path) and arguments. It has to end by itself.
+    pub command: Vec<String>,
+    /// Runs as this user; root where absent. The user's home, on /data, is not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// How long it may take, in seconds.
+    #[serde(default = "a_minute")]
+    pub timeout_seconds: u32,
+    /// What tells the processes that it leaves running to draw fresh randomness. Without one they are killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reseed_signal: Option<ReseedSignal>,
+}
+
+/// A signal that a program may give a meaning of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReseedSignal {
+    /// Number 1.
+    #[serde(rename = "SIGHUP")]
+    Hup,
+    /// Number 10.
+    #[serde(rename = "SIGUSR1")]
+    Usr1,
+    /// Number 12.
+    #[serde(rename = "SIGUSR2")]
+    Usr2,
+    /// Number 28.
+    #[serde(rename = "SIGWINCH")]
+    Winch,
 }
 
 /// A user that services run as.
@@ -65,11 +103,11 @@ pub struct Readiness {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// How long the start may take, in seconds.
-    #[serde(default = "default_ready_timeout")]
+    #[serde(default = "a_minute")]
     pub timeout_seconds: u32,
 }
 
-fn default_ready_timeout() -> u32 {
+fn a_minute() -> u32 {
     60
 }
 
@@ -94,4 +132,27 @@ fn root_path() -> String {
 pub struct TcpCheck {
     /// The port.
     pub port: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_older_images_are_read_and_written_as_they_were() {
+        let older = r#"{"services":[],"users":[{"name":"web","uid":1000}]}"#;
+        let file: ServicesFile = serde_json::from_str(older).unwrap();
+        assert_eq!(file.prewarm, None);
+        assert_eq!(serde_json::to_string(&file).unwrap(), older);
+    }
+
+    #[test]
+    fn a_prewarm_has_a_minute_and_leaves_nothing_running_unless_it_says_so() {
+        let prewarm: Prewarm = serde_json::from_str(r#"{"command":["/bin/true"]}"#).unwrap();
+        assert_eq!((prewarm.timeout_seconds, prewarm.reseed_signal, prewarm.user), (60, None, None));
+        for (signal, known) in [("SIGUSR1", true), ("SIGHUP", true), ("SIGKILL", false), ("USR1", false)] {
+            let text = format!(r#"{{"command":["/bin/true"],"reseed_signal":"{signal}"}}"#);
+            assert_eq!(serde_json::from_str::<Prewarm>(&text).is_ok(), known, "{signal}");
+        }
+    }
 }

@@ -69,6 +69,8 @@ pub enum GuestRequest {
         /// The host's [`crate::PROTOCOL_VERSION`].
         protocol: u32,
     },
+    /// Run the image's prewarm, if it has one. Refused once the machine was personalized.
+    Prewarm,
     /// Become this machine, now. Refused unless the generation is higher than the guest's.
     Personalize {
         /// Raised at every start, clone, wake and resume.
@@ -156,6 +158,13 @@ pub enum GuestReply {
         instance_id: Option<InstanceId>,
         /// The last generation it took; 0 before the first.
         generation: Generation,
+    },
+    /// To Prewarm, when it has ended and what it is not to leave running is gone.
+    Prewarmed {
+        /// It succeeded, or the image has none.
+        success: bool,
+        /// Why not, with the end of its output.
+        detail: String,
     },
     /// To Personalize.
     Personalized {
@@ -349,6 +358,11 @@ mod tests {
     #[test]
     fn messages_are_written_as_the_contract_says() {
         assert_eq!(wire(&GuestRequest::Hello { protocol: 1 }), r#"{"Hello":{"protocol":1}}"#);
+        assert_eq!(wire(&GuestRequest::Prewarm), r#""Prewarm""#);
+        assert_eq!(
+            wire(&GuestReply::Prewarmed { success: true, detail: String::new() }),
+            r#"{"Prewarmed":{"success":true,"detail":""}}"#
+        );
         assert_eq!(
             wire(&GuestRequest::Wake { generation: 4, cancelled: None }),
             r#"{"Wake":{"generation":4}}"#

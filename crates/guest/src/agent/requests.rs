@@ -60,6 +60,10 @@ async fn answer(request: GuestRequest, machine: &Arc<Machine>) -> GuestReply {
 async fn try_answer(request: GuestRequest, machine: &Arc<Machine>) -> Result<GuestReply> {
     Ok(match request {
         GuestRequest::Hello { .. } => hello(machine),
+        GuestRequest::Prewarm => match machine.prewarm().await? {
+            Ok(()) => GuestReply::Prewarmed { success: true, detail: String::new() },
+            Err(failure) => GuestReply::Prewarmed { success: false, detail: failure.to_string() },
+        },
         GuestRequest::Personalize { generation, identity, clock, seed } => {
             let machine = Arc::clone(machine);
             blocking(move || machine.personalize(generation, identity, clock, &seed)).await?

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 
 use mvm_protocol::SecretBytes;
 use mvm_protocol::control::Identity;
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 use crate::error::{Doing as _, Result};
 
@@ -47,7 +48,10 @@ fn replace_boot_id() -> Result<()> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).doing("making a boot id")?;
     fs::write(OWN_BOOT_ID, uuid(bytes)).doing("writing a boot id")?;
-    rustix::mount::mount_bind(OWN_BOOT_ID, BOOT_ID).doing("replacing the boot id")
+    let read_only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    mount_bind(OWN_BOOT_ID, BOOT_ID)
+        .and_then(|()| mount_remount(BOOT_ID, read_only, c""))
+        .doing("replacing the boot id")
 }
 
 /// A random UUID (version 4) and a newline, as the kernel writes it.

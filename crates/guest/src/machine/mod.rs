@@ -6,6 +6,7 @@ mod drives;
 mod identity;
 mod network;
 pub mod places;
+mod prewarm;
 pub mod secrets;
 
 use std::fs;
@@ -40,6 +41,7 @@ pub struct Machine {
     pub streams: Arc<StreamLimit>,
     /// The session with the host.
     pub host: HostLink,
+    prewarming: prewarm::Prewarming,
     person: Mutex<Person>,
     drives: Mutex<drives::Drives>,
     work: Mutex<Work>,
@@ -73,6 +75,7 @@ impl Machine {
             children,
             streams: Arc::default(),
             host: HostLink::default(),
+            prewarming: prewarm::Prewarming::default(),
             person: Mutex::default(),
             drives: Mutex::default(),
             work: Mutex::default(),
@@ -85,6 +88,25 @@ impl Machine {
     pub fn who(&self) -> (Generation, Option<InstanceId>) {
         let person = lock(&self.person);
         (person.generation, person.identity.as_ref().map(|identity| identity.instance_id))
+    }
+
+    /// Runs the image's prewarm, where it has one and it was not done; the inner error says why it failed.
+    ///
+    /// # Errors
+    /// The machine is somebody's already, or the prewarm runs.
+    pub async fn prewarm(&self) -> Result<Result<()>> {
+        let turn = {
+            let person = lock(&self.person);
+            if person.generation > 0 {
+                let reason = "the machine was personalized: only one that is nobody's yet is prewarmed";
+                return Err(Failure::new("prewarming", reason));
+            }
+            self.prewarming.begin()?
+        };
+        match (turn, &self.services.prewarm) {
+            (Some(turn), Some(prewarm)) => Ok(turn.run(prewarm, &self.services.users, &self.children).await),
+            _ => Ok(Ok(())),
+        }
     }
 
     /// Becomes a machine, or the same one at another time. May block.
@@ -111,6 +133,7 @@ impl Machine {
             }
             _ => {}
         }
+        self.prewarming.require_rest("personalizing")?;
         person.generation = generation;
         // Whatever was made of the generator before may have been made in another machine too.
         identity::credit_seed(seed)?;
@@ -125,6 +148,7 @@ impl Machine {
             person.identity = Some(new);
         }
         network::forget_neighbours()?;
+        self.prewarming.signal_remains()?;
         Ok(GuestReply::Personalized { generation, seed_credited: true, identity_applied })
     }
 

@@ -110,7 +110,7 @@ mod tests {
     fn services(services: Vec<Service>) -> ServicesFile {
         let users = ["ann", "bob"].into_iter().zip(2001..);
         let users = users.map(|(name, uid)| ServiceUser { name: name.to_owned(), uid }).collect();
-        ServicesFile { services, users }
+        ServicesFile { services, users, prewarm: None }
     }
 
     fn secrets(scope: &str) -> SecretFiles {

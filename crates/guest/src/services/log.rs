@@ -1,11 +1,15 @@
 //! A service's log: two files in memory, the older one thrown away when the newer is full.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Doing as _, Result};
+use crate::machine::places;
+
 /// The most that one file holds, in bytes.
-pub const FILE_LIMIT: u64 = 1024 * 1024;
+const FILE_LIMIT: u64 = 1024 * 1024;
 
 /// A log that is being written.
 #[derive(Debug)]
@@ -17,11 +21,25 @@ pub struct RotatingLog {
 }
 
 impl RotatingLog {
+    /// Begins the log of the service, or whatever else, of this name.
+    ///
+    /// # Errors
+    /// It could not be made.
+    pub fn of(name: &str) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(places::LOGS)
+            .doing("making the folder of logs")?;
+        let path = Path::new(places::LOGS).join(format!("{name}.log"));
+        Self::create(&path, FILE_LIMIT).doing(format_args!("making {}", path.display()))
+    }
+
     /// Begins a log.
     ///
     /// # Errors
     /// The file could not be made.
-    pub fn create(path: &Path, limit: u64) -> io::Result<Self> {
+    fn create(path: &Path, limit: u64) -> io::Result<Self> {
         Ok(Self { file: File::create(path)?, path: path.to_owned(), limit, size: 0 })
     }
 

@@ -3,8 +3,10 @@
 pub mod account;
 mod backoff;
 pub mod children;
+pub mod control_group;
 mod gateway_service;
-mod log;
+pub mod log;
+pub mod output;
 mod ready;
 pub mod supervisor;
 mod unit;

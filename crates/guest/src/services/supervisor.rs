@@ -1,8 +1,5 @@
 //! All services of the machine.
 
-use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,12 +11,11 @@ use tokio::task::JoinHandle;
 use super::account::Account;
 use super::children::Children;
 use super::gateway_service;
-use super::log::{FILE_LIMIT, RotatingLog};
+use super::log::RotatingLog;
 use super::ready::Check;
 use super::unit::Unit;
-use crate::error::{Doing as _, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::lock;
-use crate::machine::places;
 
 /// Starts and keeps the services.
 #[derive(Debug)]
@@ -48,7 +44,7 @@ impl Supervisor {
         }
         for (service, check) in wanted(&services.services, is_gateway) {
             let account = Account::find(&services.users, service.user.as_deref())?;
-            let log = create_log(&service.name)?;
+            let log = RotatingLog::of(&service.name)?;
             let (children, stop) = (Arc::clone(&self.children), self.stop.subscribe());
             units.push(Unit::start(service, account, check, log, children, stop));
         }
@@ -126,16 +122,6 @@ fn wanted(services: &[Service], is_gateway: bool) -> Vec<(Service, Check)> {
     });
     let gateway = is_gateway.then(|| (gateway_service::service(), Check::Gateway));
     recipe.chain(gateway).collect()
-}
-
-fn create_log(service: &str) -> Result<RotatingLog> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(places::LOGS)
-        .doing("making the folder of logs")?;
-    let path = Path::new(places::LOGS).join(format!("{service}.log"));
-    RotatingLog::create(&path, FILE_LIMIT).doing(format_args!("making {}", path.display()))
 }
 
 #[cfg(test)]

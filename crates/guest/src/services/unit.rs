@@ -1,15 +1,10 @@
 //! One service: started, watched, started again.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mvm_model::service::Service;
 use rustix::process::Signal;
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -18,6 +13,7 @@ use super::backoff::Backoff;
 use super::children::{AfterLeader, Child, Children};
 use super::gateway_service;
 use super::log::RotatingLog;
+use super::output;
 use super::ready::{Check, pauses};
 use crate::error::{Doing as _, Result};
 use crate::lock;
@@ -39,7 +35,7 @@ pub(super) struct Unit {
     pub(super) service: Service,
     account: Account,
     check: Check,
-    log: Mutex<RotatingLog>,
+    log: Arc<Mutex<RotatingLog>>,
     state: watch::Sender<State>,
     /// Ends the wait before the next start.
     now: Notify,
@@ -62,7 +58,7 @@ impl Unit {
             service,
             account,
             check,
-            log: Mutex::new(log),
+            log: Arc::new(Mutex::new(log)),
             state,
             now: Notify::new(),
             signals,
@@ -131,28 +127,15 @@ impl Unit {
             let (key, value) = read_for_service(&self.service.name, wanted)?;
             program.env(key, value);
         }
-        let (child, output) =
-            spawn(children, program).doing(format_args!("starting {}", self.service.command.join(" ")))?;
-        tokio::spawn(Arc::clone(self).keep_output(output));
+        let (child, output) = output::spawn(children, program, AfterLeader::Kill)
+            .doing(format_args!("starting {}", self.service.command.join(" ")))?;
+        tokio::spawn(output::keep(output, Arc::clone(&self.log)));
         Ok(child)
     }
 
-    async fn keep_output(self: Arc<Self>, mut output: pipe::Receiver) {
-        let mut buffer = vec![0; 16 * 1024];
-        while let Ok(count) = output.read(&mut buffer).await
-            && count > 0
-        {
-            self.append(&buffer[..count]);
-        }
-    }
-
-    fn append(&self, bytes: &[u8]) {
-        // A log that cannot be written is no reason to stop a service.
-        let _ = lock(&self.log).append(bytes);
-    }
-
     fn note(&self, line: impl std::fmt::Display) {
-        self.append(line.to_string().as_bytes());
+        // A log that cannot be written is no reason to stop a service.
+        let _ = lock(&self.log).append(line.to_string().as_bytes());
     }
 
     /// What it wrote.
@@ -211,15 +194,4 @@ impl Unit {
             None => self.check.attempt(&self.account, children).await,
         }
     }
-}
-
-/// Starts a program with its output, of both kinds, in one pipe.
-fn spawn(children: &Arc<Children>, mut program: Command) -> io::Result<(Child, pipe::Receiver)> {
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let second: OwnedFd = write.try_clone()?;
-    program.stdin(Stdio::null()).stdout(write).stderr(second);
-    let (child, _) = children.spawn(&mut program, AfterLeader::Kill)?;
-    // The program's ends of the pipe must not stay open here, or its end would never be seen.
-    drop(program);
-    Ok((child, pipe::Receiver::from_owned_fd(read)?))
 }
