@@ -20,7 +20,10 @@ const WORKER: &str = "alice/workers";
 const fn act(point: KillPoint) -> &'static str {
     match point {
         DeployDisksMade | DeployCommitted | DeployNetworkMade | StartBegun | StartLaunched
-        | StartRecorded | StartGoing | StartConfirmed | StartReady | StartCommitted => "deploy",
+        | StartRecorded | StartLoaded | StartGoing | StartConfirmed | StartReady | StartCommitted
+        | BaseLaunched | BaseWritten | BaseCommitted => "deploy",
+        // tests/clones
+        WarmBegun | WarmPaused | ResumeBegun => "warm",
         SleepBegun | SleepDrained | SleepPaused | SleepWritten | SleepCommitted | SleepEnded => "sleep",
         WakeBegun | WakeLaunched | WakeRecorded | WakeRestored | WakeConsumed | WakeGoing | WakeConfirmed
         | WakeReady | WakeCommitted => "wake",

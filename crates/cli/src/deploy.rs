@@ -32,17 +32,17 @@ pub struct Deploy {
 
 /// What a deployment came to.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-struct Outcome {
-    tenant: String,
-    changes: usize,
-    changed: Vec<Line>,
+pub(crate) struct Outcome {
+    pub(crate) tenant: String,
+    pub(crate) changes: usize,
+    pub(crate) changed: Vec<Line>,
     differs: Vec<Line>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Line {
-    what: String,
-    how: String,
+pub(crate) struct Line {
+    pub(crate) what: String,
+    pub(crate) how: String,
 }
 
 impl Deploy {
@@ -55,8 +55,10 @@ impl Deploy {
         let (manifest, request) = file.parse()?;
         // Only now: a manifest with a mistake starts no agent.
         let client = connection.agent().await?;
-        let outcome =
-            follow(&client, &request).await.map_err(|failure| file.at_its_key(&manifest, failure))?;
+        let outcome = Outcome { tenant: request.deployment.tenant.to_string(), ..Outcome::default() };
+        let outcome = follow(&client, "/v1/deploy", &request, outcome)
+            .await
+            .map_err(|failure| file.at_its_key(&manifest, failure))?;
         self.output.show(&outcome, |outcome| outcome.text(&file.name))?;
         Ok(0)
     }
@@ -99,15 +101,19 @@ impl File {
     }
 }
 
-/// Sends the deployment and shows how it goes.
-async fn follow(client: &Client, request: &DeployRequest) -> Result<Outcome, Failure> {
-    let mut lines = client.post_for_lines("/v1/deploy", request).await?;
+/// Sends what is wanted and shows how it goes.
+pub(crate) async fn follow(
+    client: &Client,
+    path: &str,
+    request: &impl Serialize,
+    mut outcome: Outcome,
+) -> Result<Outcome, Failure> {
+    let mut lines = client.post_for_lines(path, request).await?;
     let mut progress = Progress::new();
-    let mut outcome = Outcome { tenant: request.deployment.tenant.to_string(), ..Outcome::default() };
     let result = loop {
         let event = match lines.next().await {
             Ok(Some(event)) => event,
-            Ok(None) => break Err(client.broken("it stopped in the middle of the deployment")),
+            Ok(None) => break Err(client.broken("it stopped in the middle of it")),
             Err(failure) => break Err(failure),
         };
         match event {

@@ -36,6 +36,10 @@ pub enum Instance {
     Sleep(One),
     /// Wake it where it sleeps
     Wake(One),
+    /// Pause it: its memory stays, its processors stand still
+    Warm(One),
+    /// Let it go on where it is paused
+    Resume(One),
     Exec(Exec),
     /// Show what its services wrote
     Logs {
@@ -87,6 +91,8 @@ impl Instance {
             Instance::Stop(one) => one.act(connection, Act::Stop).await?,
             Instance::Sleep(one) => one.act(connection, Act::Sleep).await?,
             Instance::Wake(one) => one.act(connection, Act::Wake).await?,
+            Instance::Warm(one) => one.act(connection, Act::Warm).await?,
+            Instance::Resume(one) => one.act(connection, Act::Resume).await?,
             Instance::Exec(exec) => return exec.run(connection).await,
             Instance::Logs { instance, service } => logs(connection, &instance, service.as_deref()).await?,
             Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,

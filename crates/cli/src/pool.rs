@@ -2,13 +2,15 @@
 
 use clap::Subcommand;
 use mvm_model::TenantId;
-use mvm_protocol::api::{PoolInfo, PoolSummary};
+use mvm_protocol::api::{Collected, PoolInfo, PoolSummary, RolledBack};
+use serde::Serialize;
 
 use crate::address::PoolAddress;
 use crate::connection::Connection;
+use crate::deploy::{Line, Outcome, follow};
 use crate::failure::Failure;
 use crate::output::{Output, properties, table};
-use crate::view::{by_state, list};
+use crate::view::{by_state, counted, list};
 
 /// Commands about pools.
 #[derive(Debug, Subcommand)]
@@ -21,6 +23,32 @@ pub enum Pool {
         #[command(flatten)]
         output: Output,
     },
+    /// Build a pool's image anew, and the base that its machines begin from
+    ///
+    /// Machines that run or sleep keep the revision they have; the next start takes the new one.
+    Build {
+        /// The pool, as alice/workers
+        pool: PoolAddress,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Go back to the revision that a pool had before
+    Rollback {
+        /// The pool, as alice/workers
+        pool: PoolAddress,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove bases and revisions that nothing needs: no machine, no snapshot, no rollback
+    Gc {
+        /// The pool, as alice/workers
+        pool: PoolAddress,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
     /// Show a pool: its image, resources, wanted instances, egress, policies
     Info {
         /// The pool, as alice/workers
@@ -29,6 +57,23 @@ pub enum Pool {
         #[command(flatten)]
         output: Output,
     },
+}
+
+/// What a build came to.
+#[derive(Debug, Serialize)]
+struct Built {
+    pool: String,
+    changed: Vec<Line>,
+}
+
+impl Built {
+    fn text(&self) -> String {
+        let Self { pool, changed } = self;
+        if changed.is_empty() {
+            return format!("nothing to do: the image of {pool} and its base are as its recipe says");
+        }
+        changed.iter().map(|Line { what, how }| format!("{what}: {how}")).collect::<Vec<_>>().join("\n")
+    }
 }
 
 impl Pool {
@@ -47,6 +92,35 @@ impl Pool {
             Pool::Info { pool, output } => {
                 let info: PoolInfo = connection.agent().await?.get(&pool.path()).await?;
                 output.show(&info, details)?;
+            }
+            Pool::Build { pool, output } => {
+                let client = connection.agent().await?;
+                let path = format!("{}/build", pool.path());
+                let outcome = follow(&client, &path, &(), Outcome::default()).await?;
+                let built = Built { pool: pool.to_string(), changed: outcome.changed };
+                output.show(&built, Built::text)?;
+            }
+            Pool::Rollback { pool, output } => {
+                let path = format!("{}/rollback", pool.path());
+                let back: RolledBack = connection.agent().await?.post(&path).await?;
+                output.show(&back, |RolledBack { from, to }| {
+                    format!(
+                        "{pool} has revision {} again, not {}: machines take it at their next start",
+                        short(to),
+                        short(from)
+                    )
+                })?;
+            }
+            Pool::Gc { pool, output } => {
+                let path = format!("{}/gc", pool.path());
+                let collected: Collected = connection.agent().await?.post(&path).await?;
+                output.show(&collected, |Collected { bases, revisions }| {
+                    if bases.is_empty() && revisions.is_empty() {
+                        return format!("nothing to remove: all that {pool} has is of use");
+                    }
+                    let (bases, revisions) = (counted(bases.len(), "base"), counted(revisions.len(), "revision"));
+                    format!("{bases} and {revisions} removed")
+                })?;
             }
         }
         Ok(0)

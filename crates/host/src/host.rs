@@ -182,6 +182,7 @@ impl Host {
             | Request::DiscardSnapshot(_)
             | Request::DiscardOwn(_)
             | Request::Scrub(_)
+            | Request::RemoveRevision(_)
             | Request::TrimConsole(_)
             | Request::ConsoleTail(_) => self.blocking(move |inner| inner.at_once(request)).await,
             Request::Launch(launch) => self.start_vmm(*launch).await.map(Reply::Launched),
@@ -284,6 +285,10 @@ impl Inner {
                 mvm_vmm::remove_kept(&self.paths.snapshot_of(instance))?;
             }
             Request::DiscardOwn(instance) => mvm_vmm::remove_kept(&self.paths.own_of(instance))?,
+            Request::RemoveRevision(revision) => {
+                let id = revision.parse().map_err(|_| HostError::NotARevision(revision))?;
+                self.images.remove(&id)?;
+            }
             Request::Scrub(all) => return Ok(Reply::Damages(self.damaged(all))),
             Request::TrimConsole(instance) => {
                 mvm_vmm::trim_console(&self.console_of(instance), CONSOLE_BYTES)?;

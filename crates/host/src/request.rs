@@ -86,6 +86,8 @@ pub enum Request {
         /// vCPUs, memory, disk.
         resources: Resources,
     },
+    /// Remove a revision of an image.
+    RemoveRevision(String),
     /// Start a machine that is to become a base. Its guest waits.
     StartBase(BaseLaunch),
     /// Let the guest of a machine run that is to become a base.
@@ -346,6 +348,11 @@ impl Host {
     /// The shape that a machine would have now.
     pub async fn shape(&self, revision: String, resources: Resources) -> Result<Shape, HostError> {
         ask!(self, Request::Shape { revision, resources }, Reply::Shape(shape) => shape)
+    }
+
+    /// Removes a revision of an image.
+    pub async fn discard_revision(&self, revision: String) -> Result<(), HostError> {
+        ask!(self, Request::RemoveRevision(revision), Reply::Done => ())
     }
 
     /// Starts a machine that is to become a base; its guest waits. Gives its name.

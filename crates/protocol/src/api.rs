@@ -147,6 +147,42 @@ pub enum DeployEvent {
     },
 }
 
+/// What a rollback of a pool did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// The revision that it had.
+    pub from: String,
+    /// The revision that machines take at their next start.
+    pub to: String,
+}
+
+/// What a collection removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Bases, by id.
+    pub bases: Vec<String>,
+    /// Revisions of images.
+    pub revisions: Vec<String>,
+}
+
+/// What `node scrub` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// How many bases and snapshots were read.
+    pub checked: usize,
+    /// Those that are not what was written.
+    pub damaged: Vec<Damaged>,
+}
+
+/// Something kept of a machine's memory that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damaged {
+    /// What: `base 0123…`, or an instance's address.
+    pub what: String,
+    /// What is wrong with it, and what follows.
+    pub detail: String,
+}
+
 /// A line of `tenant list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TenantSummary {

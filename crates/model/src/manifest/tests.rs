@@ -4,7 +4,7 @@ use super::*;
 use crate::routes::{MatchRule, Target};
 use crate::{
     DesiredCounts, Egress, InstanceSelector, PoolSpec, Profile, Quotas, Resources, RestartPolicy, Role,
-    Route, RoutingTable, RuntimePolicy, SecretScope,
+    Route, RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression,
 };
 
 /// What the contract shows, with the pool and the secret that it names but does not show.
@@ -30,6 +30,8 @@ restart = "on-demand"
 id = "workers"
 profile = "python"
 desired_sleeping = 2
+snapshot_compression = "zstd"
+spares = 3
 [[publish]]
 port = 8080
 pool = "gateways"
@@ -63,6 +65,8 @@ fn gateways() -> PoolSpec {
         }]),
         runtime_policy: RuntimePolicy { min_running_seconds: 90, ..RuntimePolicy::default() },
         restart: RestartPolicy::OnDemand,
+        snapshot_compression: SnapshotCompression::None,
+        spares: 1,
     }
 }
 
@@ -78,6 +82,8 @@ fn workers() -> PoolSpec {
         secret_scopes: None,
         runtime_policy: RuntimePolicy::default(),
         restart: RestartPolicy::OnDemand,
+        snapshot_compression: SnapshotCompression::Zstd,
+        spares: 3,
     }
 }
 

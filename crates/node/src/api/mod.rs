@@ -2,6 +2,7 @@
 
 mod instances;
 mod node;
+mod pools;
 mod tenants;
 
 use std::sync::Arc;
@@ -38,6 +39,10 @@ pub async fn serve(
         .route("/v1/tenants/{tenant}", get(tenants::info).delete(tenants::destroy))
         .route("/v1/pools", get(tenants::pools))
         .route("/v1/pools/{tenant}/{pool}", get(tenants::pool))
+        .route("/v1/pools/{tenant}/{pool}/build", post(pools::build))
+        .route("/v1/pools/{tenant}/{pool}/rollback", post(pools::roll_back))
+        .route("/v1/pools/{tenant}/{pool}/gc", post(pools::collect))
+        .route("/v1/node/scrub", post(node::scrub))
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{tenant}/{pool}/{instance}", get(instances::info).delete(instances::destroy))
         .route("/v1/instances/{tenant}/{pool}/{instance}/exec", post(instances::exec))

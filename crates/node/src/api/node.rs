@@ -8,8 +8,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use mvm_host::ExpectedNetwork;
-use mvm_protocol::api::{AgentInfo, DeployRequest, ErrorCode, NetFinding, NetReport};
+use mvm_host::{AtRest, ExpectedNetwork};
+use mvm_protocol::api::{
+    AgentInfo, Damaged, DeployEvent, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
+};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::{Failure, Shared, fault};
@@ -55,6 +58,11 @@ pub async fn deploy(State(agent): Shared, Json(request): Json<DeployRequest>) ->
     let (events, progress) = Events::channel();
     // A task of its own: a client that goes away does not leave half a deployment.
     tokio::spawn(deploy::deploy(agent, request, events));
+    event_lines(progress)
+}
+
+/// Events as they come, a line of JSON each.
+pub fn event_lines(progress: UnboundedReceiver<DeployEvent>) -> Response {
     let lines = UnboundedReceiverStream::new(progress).map(|event| {
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
@@ -73,6 +81,33 @@ pub async fn verify(State(agent): Shared) -> Result<Json<NetReport>, Failure> {
         .map(|f| NetFinding { object: f.object, expected: f.expected, found: f.found, remedy: f.remedy })
         .collect();
     Ok(Json(NetReport { checked, findings }))
+}
+
+pub async fn scrub(State(agent): Shared) -> Result<Json<ScrubReport>, Failure> {
+    let bases = agent.store.read(|tx| store::bases(tx, None)).await?;
+    let asleep = agent.machines(|machine| machine.view().row.snapshot.is_some());
+    let snapshots = asleep.iter().filter_map(|machine| {
+        Some(AtRest::Snapshot { instance: machine.id, snapshot: machine.view().row.snapshot? })
+    });
+    let all: Vec<AtRest> =
+        bases.into_iter().map(|base| AtRest::Base(base.id)).chain(snapshots).collect();
+    let checked = all.len();
+    let found = agent.hands.scrub(all).await.map_err(|error| fault(ErrorCode::Failed, error))?;
+    let damaged = found.into_iter().filter_map(|damage| {
+        let (what, follows) = match damage.what {
+            AtRest::Base(id) => (format!("base {id}"), "its pool's machines start cold: `mvm pool build` makes another"),
+            AtRest::Snapshot { instance, snapshot } => {
+                let row = agent.machine(instance)?.view().row;
+                // Woken or destroyed while it was read.
+                if row.snapshot.is_none_or(|now| now.digest != snapshot.digest) {
+                    return None;
+                }
+                (format!("{}/{}/{}", row.place.tenant, row.place.pool, row.id), "it will start cold, without its memory")
+            }
+        };
+        Some(Damaged { what, detail: format!("{}; {follows}", damage.detail) })
+    });
+    Ok(Json(ScrubReport { checked, damaged: damaged.collect() }))
 }
 
 async fn expected_networks(agent: &Arc<Agent>) -> Result<Vec<ExpectedNetwork>, Failure> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mvm_host::{BuildStep, ImageSource};
+use mvm_host::{BuildStep, HostError, ImageSource};
 use mvm_model::manifest::Deployment;
 use mvm_protocol::api::ApiError;
 
@@ -25,17 +25,21 @@ pub async fn build(
         if revisions.contains_key(&pool.image) {
             continue;
         }
-        let source = source(&pool.image);
-        let what = format!("image {}", pool.image);
-        let progress = {
-            let events = events.clone();
-            move |step: BuildStep| tell(&events, &what, &step)
-        };
-        let built = agent.hands.build_image(source, progress).await;
+        let built = build_image(agent, &pool.image, events).await;
         let revision = built.map_err(|error| invalid(format!("pools[{index}].image"), error))?;
         revisions.insert(pool.image.clone(), revision);
     }
     Ok(revisions)
+}
+
+/// Builds an image as a pool names it, where that was not done yet; gives its revision.
+pub async fn build_image(agent: &Agent, image: &str, events: &Events) -> Result<String, HostError> {
+    let what = format!("image {image}");
+    let progress = {
+        let events = events.clone();
+        move |step: BuildStep| tell(&events, &what, &step)
+    };
+    agent.hands.build_image(source(image), progress).await
 }
 
 fn source(image: &str) -> ImageSource {

@@ -7,6 +7,8 @@ mod apply;
 mod images;
 mod plan;
 
+pub use images::build_image;
+
 use std::sync::Arc;
 
 use mvm_model::manifest::Problem;
@@ -27,7 +29,8 @@ impl Events {
         (Self(sender), receiver)
     }
 
-    fn send(&self, event: DeployEvent) {
+    /// Tells something.
+    pub fn send(&self, event: DeployEvent) {
         let _ = self.0.send(event);
     }
 
@@ -36,7 +39,8 @@ impl Events {
         self.0.is_closed()
     }
 
-    fn step(&self, what: impl Into<String>, doing: impl Into<String>) {
+    /// A step begins of which nobody knows how long it takes.
+    pub fn step(&self, what: impl Into<String>, doing: impl Into<String>) {
         self.progress(what, doing, 0, 0);
     }
 

@@ -261,7 +261,7 @@ impl Task {
         let recorded = async {
             recording.await.map_err(NotWoken::Untouched)?;
             reached(at.recorded);
-            Ok(())
+            Ok::<(), NotWoken>(())
         };
         let loaded = async {
             // Connected before the device state comes in: a port that was in the middle of a write would wedge otherwise.

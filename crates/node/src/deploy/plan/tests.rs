@@ -66,7 +66,7 @@ fn tenant(wanted: &Deployment, (net_id, subnet): (NetId, TenantSubnet)) -> Tenan
 }
 
 fn instance(number: u32, tenant: &str, pool: &PoolRow, state: InstanceState) -> InstanceRow {
-    let launched = Recorded { revision: pool.revision.clone(), resources: pool.spec.resources };
+    let launched = Recorded { revision: pool.revision.clone(), resources: pool.spec.resources, base: None };
     InstanceRow {
         id: InstanceId::new(number),
         place: Place {

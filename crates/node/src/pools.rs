@@ -1,0 +1,126 @@
+//! Pools' images over time: builds, rollbacks, and the collection of what nothing needs any more.
+//!
+//! A new revision, or an earlier one, is what machines take at their next start. Those that run or sleep keep theirs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mvm_model::{PoolId, TenantId};
+use mvm_protocol::api::{ApiError, Collected, DeployEvent, ErrorCode, RolledBack};
+
+use crate::agent::Agent;
+use crate::bases::{self, Ensured};
+use crate::deploy::{Events, build_image};
+use crate::store::{self, Audit, PoolRow};
+
+/// Builds a pool's image anew, and the base of its machines. The last event is `Done` or `Failed`.
+pub async fn build(agent: Arc<Agent>, tenant: TenantId, pool: PoolId, events: Events) {
+    let last = match try_build(&agent, &tenant, &pool, &events).await {
+        Ok(changes) => DeployEvent::Done { changes },
+        Err(error) => DeployEvent::Failed { error },
+    };
+    events.send(last);
+}
+
+async fn try_build(
+    agent: &Arc<Agent>,
+    tenant: &TenantId,
+    pool: &PoolId,
+    events: &Events,
+) -> Result<usize, ApiError> {
+    let what = format!("{tenant}/{pool}");
+    let mut changes = 0;
+    {
+        let _changing = agent.changing.lock().await;
+        let mut row = agent.pool(tenant, pool).await?;
+        let revision = build_image(agent, &row.spec.image, events).await.map_err(failed)?;
+        if row.revision != revision {
+            row.revision = revision;
+            let detail = format!("revision {}", row.revision);
+            change(agent, row, "PoolBuilt", detail.clone()).await?;
+            events.send(DeployEvent::Changed { what: what.clone(), how: detail });
+            changes += 1;
+        }
+    }
+    events.step(&what, "looking for the base of its machines, or making it");
+    if let Ensured::Made(base) = bases::ensure(agent, tenant, pool).await.map_err(failed)? {
+        let how = format!("base {} is made", base.id.chars().take(12).collect::<String>());
+        events.send(DeployEvent::Changed { what, how });
+        changes += 1;
+    }
+    Ok(changes)
+}
+
+/// Goes back to the revision that the pool had before the one it has.
+pub async fn roll_back(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Result<RolledBack, ApiError> {
+    let _changing = agent.changing.lock().await;
+    let mut row = agent.pool(tenant, pool).await?;
+    let (of_tenant, of_pool) = (tenant.clone(), pool.clone());
+    let all = agent.store.read(move |tx| store::latest_revisions(tx, &of_tenant, &of_pool)).await?;
+    let Some(earlier) = all.into_iter().find(|revision| *revision != row.revision) else {
+        let message = format!("{tenant}/{pool} has had one revision only: there is none to go back to");
+        return Err(ApiError { code: ErrorCode::Refused, message, key: None });
+    };
+    let from = std::mem::replace(&mut row.revision, earlier.clone());
+    change(agent, row, "PoolRolledBack", format!("from revision {from} to {earlier}")).await?;
+    bases::ensure_soon(agent, tenant.clone(), pool.clone());
+    Ok(RolledBack { from, to: earlier })
+}
+
+async fn change(agent: &Agent, row: PoolRow, kind: &'static str, detail: String) -> Result<(), ApiError> {
+    let audit = Audit::new(format!("{}/{}", row.tenant, row.spec.id), kind, detail);
+    agent
+        .store
+        .write(move |tx| {
+            row.save(tx)?;
+            audit.append(tx, &row.tenant)
+        })
+        .await?;
+    Ok(())
+}
+
+/// Removes bases and revisions of a pool that nothing needs: no pool, no machine, no snapshot, and no rollback by one step.
+pub async fn collect(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Result<Collected, ApiError> {
+    let _changing = agent.changing.lock().await;
+    agent.pool(tenant, pool).await?;
+    let bases = {
+        let _none_is_made = agent.bases.lock().await;
+        bases::collect(agent, tenant, pool).await.map_err(failed)?
+    };
+    let (of_tenant, of_pool) = (tenant.clone(), pool.clone());
+    let unused = agent
+        .store
+        .write(move |tx| {
+            let needed = needed_revisions(tx)?;
+            let had = store::latest_revisions(tx, &of_tenant, &of_pool)?;
+            // The one it has, and the one before.
+            let mut unneeded = had.iter().skip(2);
+            unneeded.try_for_each(|r| store::forget_revision(tx, &of_tenant, &of_pool, r))?;
+            let still = needed_revisions(tx)?;
+            Ok(needed.difference(&still).cloned().collect::<Vec<String>>())
+        })
+        .await?;
+    for revision in &unused {
+        agent.hands.discard_revision(revision.clone()).await.map_err(failed)?;
+    }
+    Ok(Collected { bases, revisions: unused })
+}
+
+/// The revisions that something of this node refers to.
+fn needed_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
+    let mut needed = BTreeSet::new();
+    for pool in store::pools(tx, None)? {
+        needed.extend(store::latest_revisions(tx, &pool.tenant, &pool.spec.id)?);
+        needed.insert(pool.revision);
+    }
+    needed.extend(store::bases(tx, None)?.into_iter().map(|base| base.revision));
+    for row in store::instances(tx, None, None)? {
+        let keeps = row.state.has_vmm() || row.snapshot.is_some() || row.intent.is_some();
+        needed.extend(row.launched.filter(|_| keeps).map(|launched| launched.revision));
+    }
+    Ok(needed)
+}
+
+fn failed(error: impl ToString) -> ApiError {
+    ApiError { code: ErrorCode::Failed, message: error.to_string(), key: None }
+}
