@@ -10,6 +10,7 @@
 //! | [`denials`] | how many of them are audited when they may not be |
 //! | [`publish`] | ports of the host that lead to machines |
 //! | [`deploy`] | from a manifest to what is there |
+//! | [`create`] | ids, addresses, uids and disks for new instances |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`seal`] | secrets at rest |
 //! | [`kill_point`] | where tests have the agent die |
@@ -17,6 +18,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod create;
 pub mod denials;
 pub mod deploy;
 pub mod destroy;

@@ -49,6 +49,13 @@ pub struct ApiError {
     pub key: Option<String>,
 }
 
+impl ApiError {
+    /// One that no key of a manifest is at fault for.
+    pub fn new(code: ErrorCode, message: impl ToString) -> Self {
+        Self { code, message: message.to_string(), key: None }
+    }
+}
+
 /// Kinds of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
