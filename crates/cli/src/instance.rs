@@ -12,6 +12,7 @@ use crate::exec::Exec;
 use crate::failure::Failure;
 use crate::output::{self, Output, properties, table};
 use crate::pool;
+use crate::stats::Stats;
 use crate::tenant::destroyed_lines;
 use crate::view;
 
@@ -37,6 +38,7 @@ pub enum Instance {
     /// Wake it where it sleeps
     Wake(One),
     Exec(Exec),
+    Stats(Stats),
     /// Show what its services wrote
     Logs {
         /// The instance, as alice/workers/i-0000002a
@@ -88,6 +90,7 @@ impl Instance {
             Instance::Sleep(one) => one.act(connection, Act::Sleep).await?,
             Instance::Wake(one) => one.act(connection, Act::Wake).await?,
             Instance::Exec(exec) => return exec.run(connection).await,
+            Instance::Stats(stats) => return stats.run(connection).await,
             Instance::Logs { instance, service } => logs(connection, &instance, service.as_deref()).await?,
             Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,
         }

@@ -26,5 +26,5 @@ pub use mvm_image::{BuildStep, ImageSource};
 pub use mvm_network::{
     Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, Problem, TenantNetwork, Uplink,
 };
-pub use mvm_vmm::{Ended, ProcessIdentity, SnapshotFacts, SnapshotInfo};
+pub use mvm_vmm::{Ended, MemoryUsage, ProcessIdentity, SnapshotFacts, SnapshotInfo};
 pub use request::{Launch, LaunchKind, Reply, Request};

@@ -11,6 +11,7 @@
 //! | [`publish`] | ports of the host that lead to machines |
 //! | [`deploy`] | from a manifest to what is there |
 //! | [`create`] | ids, addresses, uids and disks for new instances |
+//! | [`usage`] | what machines and the node take |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`seal`] | secrets at rest |
 //! | [`kill_point`] | where tests have the agent die |
@@ -29,6 +30,7 @@ pub mod publish;
 pub mod seal;
 pub mod session;
 pub mod store;
+pub mod usage;
 
 mod serve;
 

@@ -15,12 +15,19 @@
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/{act}` | [`Act`] as the last part → [`ActDone`] |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/exec` | [`ExecRequest`], upgrade to [`UPGRADE`] → records |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}/logs?service=` | → text |
+//! | `GET /v1/instances/{tenant}/{pool}/{instance}/stats` | → [`InstanceStats`], of one |
 //! | `DELETE /v1/instances/{tenant}/{pool}/{instance}` | → [`Destroyed`] |
+//! | `GET /v1/stats?tenant=&pool=` | → [`InstanceStats`], measured over half a second |
+//! | `GET /v1/node` | → [`NodeInfo`] |
+//! | `GET /v1/node/stats` | → [`NodeStats`], measured over half a second |
+//! | `GET /v1/node/disk` | → [`NodeDisk`] |
 //! | `GET /v1/events/{tenant}` | → [`AuditEntry`]s |
 //! | `POST /v1/net/verify` | → [`NetReport`] |
 //!
 //! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
 //! with a status of 4xx or 5xx and an [`ApiError`].
+
+mod usage;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -30,6 +37,11 @@ use mvm_model::{
     InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet,
 };
 use serde::{Deserialize, Serialize};
+
+pub use usage::{
+    AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,
+    VmmStats,
+};
 
 use crate::SecretBytes;
 

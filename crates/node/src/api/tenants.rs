@@ -6,17 +6,26 @@ use mvm_model::{PoolId, TenantId};
 use mvm_protocol::api::{AuditEntry, Destroyed, ErrorCode, PoolInfo, PoolSummary, TenantInfo, TenantSummary};
 use serde::Deserialize;
 
-use super::node::count_states;
 use super::{Failure, Shared, fault, parsed};
 use crate::agent::Agent;
 use crate::destroy;
+use crate::machine::Machine;
 use crate::store::{self, PoolRow, TenantRow};
+use crate::usage::count_states;
 
 /// Narrows a listing.
 #[derive(Debug, Deserialize)]
 pub struct Filter {
     pub tenant: Option<TenantId>,
     pub pool: Option<PoolId>,
+}
+
+impl Filter {
+    /// Whether a machine is meant.
+    pub fn takes(&self, machine: &Machine) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| machine.place.tenant == *tenant)
+            && self.pool.as_ref().is_none_or(|pool| machine.place.pool == *pool)
+    }
 }
 
 fn summary(agent: &Agent, row: &TenantRow, pools: usize) -> TenantSummary {
