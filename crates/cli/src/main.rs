@@ -10,7 +10,7 @@
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`serve`] | the agent in this process |
 //! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events` | one noun or verb each |
-//! | `stats`, `exec` | verbs of theirs that are longer |
+//! | `scale`, `stats`, `exec` | verbs of theirs that are longer |
 
 mod address;
 mod agent;
@@ -31,6 +31,7 @@ mod node;
 mod output;
 mod pool;
 mod progress;
+mod scale;
 mod serve;
 mod sources;
 mod stats;

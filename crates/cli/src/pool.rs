@@ -8,6 +8,7 @@ use crate::address::PoolAddress;
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, properties, table};
+use crate::scale::Scale;
 use crate::view::{by_state, list};
 
 /// Commands about pools.
@@ -29,6 +30,7 @@ pub enum Pool {
         #[command(flatten)]
         output: Output,
     },
+    Scale(Scale),
 }
 
 impl Pool {
@@ -48,6 +50,7 @@ impl Pool {
                 let info: PoolInfo = connection.agent().await?.get(&pool.path()).await?;
                 output.show(&info, details)?;
             }
+            Pool::Scale(scale) => return scale.run(connection).await,
         }
         Ok(0)
     }

@@ -58,6 +58,7 @@ fn help_shows_every_command() {
         ("deploy --help", file!["help/deploy.txt"]),
         ("tenant -h", file!["help/tenant.txt"]),
         ("pool -h", file!["help/pool.txt"]),
+        ("pool scale --help", file!["help/scale.txt"]),
         ("instance -h", file!["help/instance.txt"]),
         ("instance exec --help", file!["help/exec.txt"]),
         ("instance stats --help", file!["help/stats.txt"]),
@@ -89,6 +90,16 @@ error: invalid value 'alice/workers/bob' for '<INSTANCE>': `bob` is not an insta
 "#]]);
     place.mvm("instance exec a/b -e X true").assert().code(2).stderr_eq(str![[r#"
 error: invalid value 'X' for '--env <KEY=VALUE>': write KEY=VALUE
+...
+"#]]);
+    place.mvm("pool scale alice/workers").assert().code(2).stderr_eq(str![[r#"
+error: the following required arguments were not provided:
+  <--running <N>|--sleeping <N>>
+...
+"#]]);
+    place.mvm("pool scale alice/workers --running -1").assert().code(2);
+    place.mvm("pool scale alice/workers --sleeping 65536").assert().code(2).stderr_eq(str![[r#"
+error: invalid value '65536' for '--sleeping <N>': 65536 is not in 0..=65535
 ...
 "#]]);
     place.mvm("instance stats alice/workers/bob").assert().code(2);

@@ -11,6 +11,7 @@
 //! | [`publish`] | ports of the host that lead to machines |
 //! | [`deploy`] | from a manifest to what is there |
 //! | [`create`] | ids, addresses, uids and disks for new instances |
+//! | [`scale`] | a pool brought to its counts |
 //! | [`usage`] | what machines and the node take |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`seal`] | secrets at rest |
@@ -27,6 +28,7 @@ pub mod hostbound;
 pub mod kill_point;
 pub mod machine;
 pub mod publish;
+pub mod scale;
 pub mod seal;
 pub mod session;
 pub mod store;

@@ -10,6 +10,7 @@
 //! | `DELETE /v1/tenants/{tenant}` | → [`Destroyed`] |
 //! | `GET /v1/pools?tenant=` | → [`PoolSummary`]s |
 //! | `GET /v1/pools/{tenant}/{pool}` | → [`PoolInfo`] |
+//! | `POST /v1/pools/{tenant}/{pool}/scale` | [`ScaleRequest`] → lines of [`ScaleEvent`] |
 //! | `GET /v1/instances?tenant=&pool=` | → [`InstanceSummary`]s |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}` | → [`InstanceInfo`] |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/{act}` | [`Act`] as the last part → [`ActDone`] |
@@ -27,6 +28,7 @@
 //! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
 //! with a status of 4xx or 5xx and an [`ApiError`].
 
+mod scale;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,7 @@ use mvm_model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use scale::{ScaleAct, ScaleEvent, ScaleOutcome, ScaleRequest, Scaled};
 pub use usage::{
     AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,
     VmmStats,

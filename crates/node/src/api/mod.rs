@@ -44,6 +44,7 @@ pub async fn serve(
         .route("/v1/tenants/{tenant}", get(tenants::info).delete(tenants::destroy))
         .route("/v1/pools", get(tenants::pools))
         .route("/v1/pools/{tenant}/{pool}", get(tenants::pool))
+        .route("/v1/pools/{tenant}/{pool}/scale", post(tenants::scale))
         .route("/v1/stats", get(stats::instances))
         .route("/v1/node", get(stats::info))
         .route("/v1/node/stats", get(stats::node))
