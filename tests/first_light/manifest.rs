@@ -50,6 +50,7 @@ vcpus = 1
 mem_mib = 192
 data_disk_mib = 16
 desired_running = 1
+spares = 0
 {gateway_keys}
 
 [[pools]]
@@ -60,6 +61,7 @@ vcpus = 1
 mem_mib = 256
 data_disk_mib = 64
 desired_running = {workers}
+spares = 0
 {worker_keys}
 
 [[publish]]

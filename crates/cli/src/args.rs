@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::connection::Connection;
-use crate::{agent, deploy, events, instance, net, pool, tenant};
+use crate::{agent, deploy, events, instance, net, node, pool, tenant};
 
 const START_HERE: &str = "\
 Start here (as root):
@@ -57,6 +57,9 @@ pub enum Command {
     /// The agent: the process that runs everything
     #[command(subcommand)]
     Agent(agent::Agent),
+    /// The node: this host, and what machines take of it
+    #[command(subcommand)]
+    Node(node::Node),
     /// Networks of the tenants
     #[command(subcommand)]
     Net(net::Net),
@@ -92,6 +95,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 20);
+        assert_eq!(leaves, 25);
     }
 }

@@ -12,6 +12,7 @@ use crate::exec::Exec;
 use crate::failure::Failure;
 use crate::output::{self, Output, properties, table};
 use crate::pool;
+use crate::stats::Stats;
 use crate::tenant::destroyed_lines;
 use crate::view;
 
@@ -41,6 +42,7 @@ pub enum Instance {
     /// Let it go on where it is paused
     Resume(One),
     Exec(Exec),
+    Stats(Stats),
     /// Show what its services wrote
     Logs {
         /// The instance, as alice/workers/i-0000002a
@@ -94,6 +96,7 @@ impl Instance {
             Instance::Warm(one) => one.act(connection, Act::Warm).await?,
             Instance::Resume(one) => one.act(connection, Act::Resume).await?,
             Instance::Exec(exec) => return exec.run(connection).await,
+            Instance::Stats(stats) => return stats.run(connection).await,
             Instance::Logs { instance, service } => logs(connection, &instance, service.as_deref()).await?,
             Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,
         }

@@ -9,7 +9,8 @@
 //! | [`output`], [`view`], [`clock`] | tables, JSON, YAML |
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`serve`] | the agent in this process |
-//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `net`, `events` | one noun or verb each |
+//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events` | one noun or verb each |
+//! | `scale`, `stats`, `exec` | verbs of theirs that are longer |
 
 mod address;
 mod agent;
@@ -26,11 +27,14 @@ mod failure;
 mod instance;
 mod lines;
 mod net;
+mod node;
 mod output;
 mod pool;
 mod progress;
+mod scale;
 mod serve;
 mod sources;
+mod stats;
 mod tenant;
 mod view;
 
@@ -79,6 +83,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Pool(pool) => pool.run(connection).await,
         Command::Instance(instance) => instance.run(connection).await,
         Command::Agent(agent) => agent.run(connection).await,
+        Command::Node(node) => node.run(connection).await,
         Command::Net(net) => net.run(connection).await,
         Command::Events(events) => events.run(connection).await,
     }

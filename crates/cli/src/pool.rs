@@ -10,6 +10,7 @@ use crate::connection::Connection;
 use crate::deploy::{Line, Outcome, follow};
 use crate::failure::Failure;
 use crate::output::{Output, properties, table};
+use crate::scale::Scale;
 use crate::view::{by_state, counted, list};
 
 /// Commands about pools.
@@ -57,6 +58,7 @@ pub enum Pool {
         #[command(flatten)]
         output: Output,
     },
+    Scale(Scale),
 }
 
 /// What a build came to.
@@ -122,6 +124,7 @@ impl Pool {
                     format!("{bases} and {revisions} removed")
                 })?;
             }
+            Pool::Scale(scale) => return scale.run(connection).await,
         }
         Ok(0)
     }

@@ -37,6 +37,11 @@ pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
+/// A time that something took, to a tenth of a second.
+pub fn seconds(time: f64) -> String {
+    format!("{time:.1} s")
+}
+
 /// `1 pool`, `2 pools`.
 pub fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }

@@ -58,9 +58,12 @@ fn help_shows_every_command() {
         ("deploy --help", file!["help/deploy.txt"]),
         ("tenant -h", file!["help/tenant.txt"]),
         ("pool -h", file!["help/pool.txt"]),
+        ("pool scale --help", file!["help/scale.txt"]),
         ("instance -h", file!["help/instance.txt"]),
         ("instance exec --help", file!["help/exec.txt"]),
+        ("instance stats --help", file!["help/stats.txt"]),
         ("agent -h", file!["help/agent.txt"]),
+        ("node -h", file!["help/node.txt"]),
         ("net -h", file!["help/net.txt"]),
         ("events -h", file!["help/events.txt"]),
     ] {
@@ -89,6 +92,18 @@ error: invalid value 'alice/workers/bob' for '<INSTANCE>': `bob` is not an insta
 error: invalid value 'X' for '--env <KEY=VALUE>': write KEY=VALUE
 ...
 "#]]);
+    place.mvm("pool scale alice/workers").assert().code(2).stderr_eq(str![[r#"
+error: the following required arguments were not provided:
+  <--running <N>|--sleeping <N>>
+...
+"#]]);
+    place.mvm("pool scale alice/workers --running -1").assert().code(2);
+    place.mvm("pool scale alice/workers --sleeping 65536").assert().code(2).stderr_eq(str![[r#"
+error: invalid value '65536' for '--sleeping <N>': 65536 is not in 0..=65535
+...
+"#]]);
+    place.mvm("instance stats alice/workers/bob").assert().code(2);
+    place.mvm("node").assert().code(2);
     place.mvm("--host tcp://example.org tenant list").assert().code(2).stderr_eq(str![[r#"
 error: invalid value 'tcp://example.org' for '--host <ADDRESS>': an agent is reached at unix:/path/to/agent.sock
 ...
@@ -114,7 +129,9 @@ error: `mvm instance destroy` destroys for good, and there is no terminal to ask
 fn where_an_agent_is_configured_none_is_started() {
     let place = Place::new();
     let host = format!("--host unix:{}/no.sock", place.path().display());
-    for command in ["tenant list", "instance start a/b", "net verify", "events a", "agent status"] {
+    for command in
+        ["tenant list", "instance start a/b", "net verify", "events a", "agent status", "node disk"]
+    {
         place.mvm(&format!("{command} {host}")).assert().code(1).stderr_eq(str![[r#"
 error: no agent answers at unix:[..]/no.sock: start one with `mvm agent serve`
 

@@ -210,6 +210,9 @@ impl Host {
                 let Ok(running) = self.running(instance) else { return Ok(Reply::Ended(true)) };
                 Ok(Reply::Ended(tokio::time::timeout(within, running.machine.wait()).await.is_ok()))
             }
+            Request::MemoryUsage(instance) => {
+                Ok(Reply::MemoryUsage(self.running(instance)?.machine.memory_usage().await?))
+            }
             Request::End { instance, process } => done(self.end_vmm(instance, process).await),
             Request::RemoveStrays { instances, networks, bases } => {
                 done(self.end_strays(instances, networks, bases).await)

@@ -36,7 +36,7 @@ pub use mvm_network::{
     Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, Problem, TenantNetwork, Uplink,
 };
 pub use mvm_vmm::{
-    BaseFacts, BaseInfo, Ended, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo, SnapshotMemory,
+    BaseFacts, BaseInfo, Ended, MemoryUsage, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo, SnapshotMemory,
 };
 pub use request::{AtRest, Damage, Launch, LaunchKind, Launched, Reply, Request};
 pub use spares::SpareOrder;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mvm_model::{InstanceId, NetId, PoolId, Resources, SnapshotCompression, TenantId};
 use mvm_network::{Expected, Finding, PortSpec, Problem, TenantNetwork, Uplink};
-use mvm_vmm::{BaseFacts, BaseInfo, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo};
+use mvm_vmm::{BaseFacts, BaseInfo, MemoryUsage, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::bases::BaseLaunch;
@@ -127,6 +127,8 @@ pub enum Request {
     TrimConsole(InstanceId),
     /// The last lines of the console's log.
     ConsoleTail(InstanceId),
+    /// What does a VMM take of the host's memory?
+    MemoryUsage(InstanceId),
     /// Remove what nobody owns.
     RemoveStrays {
         /// Instances there are, with their VMMs.
@@ -190,6 +192,8 @@ pub enum Reply {
     Ended(bool),
     /// To ConsoleTail.
     Console(Option<String>),
+    /// To MemoryUsage.
+    MemoryUsage(MemoryUsage),
 }
 
 /// A VMM that was started.
@@ -418,6 +422,11 @@ impl Host {
     /// The last lines of the console's log.
     pub async fn console_tail(&self, instance: InstanceId) -> Result<Option<String>, HostError> {
         ask!(self, Request::ConsoleTail(instance), Reply::Console(tail) => tail)
+    }
+
+    /// What a VMM takes of the host's memory.
+    pub async fn memory_usage(&self, instance: InstanceId) -> Result<MemoryUsage, HostError> {
+        ask!(self, Request::MemoryUsage(instance), Reply::MemoryUsage(usage) => usage)
     }
 
     /// Removes what nobody owns.

@@ -13,6 +13,9 @@
 //! | [`denials`] | how many of them are audited when they may not be |
 //! | [`publish`] | ports of the host that lead to machines |
 //! | [`deploy`] | from a manifest to what is there |
+//! | [`create`] | ids, addresses, uids and disks for new instances |
+//! | [`scale`] | a pool brought to its counts |
+//! | [`usage`] | what machines and the node take |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`seal`] | secrets at rest |
 //! | [`kill_point`] | where tests have the agent die |
@@ -21,6 +24,7 @@
 pub mod agent;
 pub mod api;
 pub mod bases;
+pub mod create;
 pub mod denials;
 pub mod deploy;
 pub mod destroy;
@@ -29,10 +33,12 @@ pub mod kill_point;
 pub mod machine;
 pub mod pools;
 pub mod publish;
+pub mod scale;
 pub mod seal;
 pub mod session;
 pub mod spares;
 pub mod store;
+pub mod usage;
 
 mod serve;
 

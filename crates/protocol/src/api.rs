@@ -10,17 +10,26 @@
 //! | `DELETE /v1/tenants/{tenant}` | → [`Destroyed`] |
 //! | `GET /v1/pools?tenant=` | → [`PoolSummary`]s |
 //! | `GET /v1/pools/{tenant}/{pool}` | → [`PoolInfo`] |
+//! | `POST /v1/pools/{tenant}/{pool}/scale` | [`ScaleRequest`] → lines of [`ScaleEvent`] |
 //! | `GET /v1/instances?tenant=&pool=` | → [`InstanceSummary`]s |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}` | → [`InstanceInfo`] |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/{act}` | [`Act`] as the last part → [`ActDone`] |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/exec` | [`ExecRequest`], upgrade to [`UPGRADE`] → records |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}/logs?service=` | → text |
+//! | `GET /v1/instances/{tenant}/{pool}/{instance}/stats` | → [`InstanceStats`], of one |
 //! | `DELETE /v1/instances/{tenant}/{pool}/{instance}` | → [`Destroyed`] |
+//! | `GET /v1/stats?tenant=&pool=` | → [`InstanceStats`], measured over half a second |
+//! | `GET /v1/node` | → [`NodeInfo`] |
+//! | `GET /v1/node/stats` | → [`NodeStats`], measured over half a second |
+//! | `GET /v1/node/disk` | → [`NodeDisk`] |
 //! | `GET /v1/events/{tenant}` | → [`AuditEntry`]s |
 //! | `POST /v1/net/verify` | → [`NetReport`] |
 //!
 //! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
 //! with a status of 4xx or 5xx and an [`ApiError`].
+
+mod scale;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -30,6 +39,12 @@ use mvm_model::{
     InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet,
 };
 use serde::{Deserialize, Serialize};
+
+pub use scale::{ScaleAct, ScaleEvent, ScaleOutcome, ScaleRequest, Scaled};
+pub use usage::{
+    AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,
+    VmmStats,
+};
 
 use crate::SecretBytes;
 
@@ -47,6 +62,13 @@ pub struct ApiError {
     /// The key of the manifest at fault, where it is one: `publish[0].port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+}
+
+impl ApiError {
+    /// One that no key of a manifest is at fault for.
+    pub fn new(code: ErrorCode, message: impl ToString) -> Self {
+        Self { code, message: message.to_string(), key: None }
+    }
 }
 
 /// Kinds of failure.

@@ -41,17 +41,7 @@ impl Deployment {
 
     /// What the deployment uses once every machine is in the state it begins in.
     pub fn usage(&self) -> Usage {
-        let sum = |each: fn(&PoolSpec) -> u64| self.pools.iter().map(each).fold(0, u64::saturating_add);
-        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        Usage {
-            vcpus: narrow(sum(|p| u64::from(p.desired.running) * u64::from(p.resources.vcpus))),
-            mem_mib: sum(|p| (instances(p) - u64::from(p.desired.sleeping)) * u64::from(p.resources.mem_mib)),
-            running: narrow(sum(|p| p.desired.running.into())),
-            warm: narrow(sum(|p| p.desired.warm.into())),
-            pools: narrow(sum(|_| 1)),
-            instances_per_pool: narrow(self.pools.iter().map(instances).max().unwrap_or(0)),
-            disk_mib: sum(|p| instances(p).saturating_mul(p.resources.data_disk_mib)),
-        }
+        Usage::of_pools(&self.pools)
     }
 
     fn check_pools(&self) -> Result<(), Problem> {
@@ -135,6 +125,23 @@ impl Deployment {
         let known: Vec<&str> = self.pools.iter().map(|pool| pool.id.as_str()).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         Err(Problem::new(key, format!("there is no pool `{id}`; defined here: {known}")))
+    }
+}
+
+impl Usage {
+    /// What a tenant's pools use once every machine is in the state that is wanted of it.
+    pub fn of_pools(pools: &[PoolSpec]) -> Self {
+        let sum = |each: fn(&PoolSpec) -> u64| pools.iter().map(each).fold(0, u64::saturating_add);
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Usage {
+            vcpus: narrow(sum(|p| u64::from(p.desired.running) * u64::from(p.resources.vcpus))),
+            mem_mib: sum(|p| (instances(p) - u64::from(p.desired.sleeping)) * u64::from(p.resources.mem_mib)),
+            running: narrow(sum(|p| p.desired.running.into())),
+            warm: narrow(sum(|p| p.desired.warm.into())),
+            pools: narrow(sum(|_| 1)),
+            instances_per_pool: narrow(pools.iter().map(instances).max().unwrap_or(0)),
+            disk_mib: sum(|p| instances(p).saturating_mul(p.resources.data_disk_mib)),
+        }
     }
 }
 

@@ -32,7 +32,12 @@ const LOG_BYTES: usize = 32 * 1024 * 1024;
 const BEGIN: Duration = Duration::from_secs(20);
 
 /// The one machine that is meant.
-async fn find(agent: &Agent, tenant: &str, pool: &str, instance: &str) -> Result<Machine, Failure> {
+pub(super) async fn find(
+    agent: &Agent,
+    tenant: &str,
+    pool: &str,
+    instance: &str,
+) -> Result<Machine, Failure> {
     let prefix = if instance == "-" { "" } else { instance };
     let wanted = InstanceRef { tenant: parsed(tenant)?, pool: parsed(pool)?, prefix: prefix.to_owned() };
     agent.tenant(&wanted.tenant).await?;
@@ -86,10 +91,7 @@ pub async fn list(
         agent.tenant(tenant).await?;
     }
     let pools = agent.store.read(|tx| crate::store::pools(tx, None)).await?;
-    let machines = agent.machines(|machine| {
-        filter.tenant.as_ref().is_none_or(|tenant| machine.place.tenant == *tenant)
-            && filter.pool.as_ref().is_none_or(|pool| machine.place.pool == *pool)
-    });
+    let machines = agent.machines(|machine| filter.takes(machine));
     let mut list: Vec<InstanceSummary> = machines
         .iter()
         .filter_map(|machine| {

@@ -3,16 +3,22 @@
 mod instances;
 mod node;
 mod pools;
+mod stats;
 mod tenants;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures::StreamExt;
 use mvm_protocol::api::{ApiError, ErrorCode};
+use serde::Serialize;
 use tokio::net::UnixListener;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
@@ -43,10 +49,16 @@ pub async fn serve(
         .route("/v1/pools/{tenant}/{pool}/rollback", post(pools::roll_back))
         .route("/v1/pools/{tenant}/{pool}/gc", post(pools::collect))
         .route("/v1/node/scrub", post(node::scrub))
+        .route("/v1/pools/{tenant}/{pool}/scale", post(tenants::scale))
+        .route("/v1/stats", get(stats::instances))
+        .route("/v1/node", get(stats::info))
+        .route("/v1/node/stats", get(stats::node))
+        .route("/v1/node/disk", get(stats::disk))
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{tenant}/{pool}/{instance}", get(instances::info).delete(instances::destroy))
         .route("/v1/instances/{tenant}/{pool}/{instance}/exec", post(instances::exec))
         .route("/v1/instances/{tenant}/{pool}/{instance}/logs", get(instances::logs))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/stats", get(stats::instance))
         .route("/v1/instances/{tenant}/{pool}/{instance}/{act}", post(instances::act))
         .fallback(no_such_path)
         .layer(axum::extract::DefaultBodyLimit::max(8 * 1024 * 1024))
@@ -56,6 +68,16 @@ pub async fn serve(
         served = axum::serve(listener, router) => served,
         () = stop.cancelled() => Ok(()),
     }
+}
+
+/// Events as lines, as they come.
+fn lines<T: Serialize + Send + 'static>(events: UnboundedReceiver<T>) -> Response {
+    let lines = UnboundedReceiverStream::new(events).map(|event| {
+        let mut line = serde_json::to_vec(&event)?;
+        line.push(b'\n');
+        Ok::<_, serde_json::Error>(line)
+    });
+    ([("content-type", "application/x-ndjson")], Body::from_stream(lines)).into_response()
 }
 
 async fn no_such_path() -> Failure {

@@ -1,25 +1,20 @@
 //! The agent itself, deployments, the network.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use axum::response::Response;
 use mvm_host::{AtRest, ExpectedNetwork};
 use mvm_protocol::api::{
-    AgentInfo, Damaged, DeployEvent, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
+    AgentInfo, Damaged, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
 };
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::{Failure, Shared, fault};
+use super::{Failure, Shared, fault, lines};
 use crate::agent::Agent;
 use crate::deploy::{self, Events};
-use crate::machine::Machine;
 use crate::store;
+use crate::usage::count_states;
 
 pub async fn info(State(agent): Shared) -> Result<Json<AgentInfo>, Failure> {
     let tenants = agent.store.read(|tx| Ok(store::tenants(tx)?.len())).await?;
@@ -33,15 +28,6 @@ pub async fn info(State(agent): Shared) -> Result<Json<AgentInfo>, Failure> {
         tenants,
         instances: count_states(&agent.machines(|_| true)),
     }))
-}
-
-/// How many machines are in which state.
-pub fn count_states(machines: &[Machine]) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for machine in machines {
-        *counts.entry(machine.state().to_string()).or_default() += 1;
-    }
-    counts
 }
 
 pub async fn stop(State(agent): Shared) -> Json<serde_json::Value> {
@@ -58,17 +44,7 @@ pub async fn deploy(State(agent): Shared, Json(request): Json<DeployRequest>) ->
     let (events, progress) = Events::channel();
     // A task of its own: a client that goes away does not leave half a deployment.
     tokio::spawn(deploy::deploy(agent, request, events));
-    event_lines(progress)
-}
-
-/// Events as they come, a line of JSON each.
-pub fn event_lines(progress: UnboundedReceiver<DeployEvent>) -> Response {
-    let lines = UnboundedReceiverStream::new(progress).map(|event| {
-        let mut line = serde_json::to_vec(&event)?;
-        line.push(b'\n');
-        Ok::<_, serde_json::Error>(line)
-    });
-    ([("content-type", "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    lines(progress)
 }
 
 pub async fn verify(State(agent): Shared) -> Result<Json<NetReport>, Failure> {

@@ -6,8 +6,7 @@ use axum::response::Response;
 use mvm_model::{PoolId, TenantId};
 use mvm_protocol::api::{Collected, ErrorCode, RolledBack};
 
-use super::node::event_lines;
-use super::{Failure, Shared, fault, parsed};
+use super::{Failure, Shared, fault, lines, parsed};
 use crate::deploy::Events;
 use crate::pools;
 
@@ -20,7 +19,7 @@ pub async fn build(State(agent): Shared, Path((tenant, pool)): Address) -> Resul
     let (events, progress) = Events::channel();
     // A task of its own: a client that goes away does not leave half of it.
     tokio::spawn(pools::build(agent, tenant, pool, events));
-    Ok(event_lines(progress))
+    Ok(lines(progress))
 }
 
 pub async fn roll_back(

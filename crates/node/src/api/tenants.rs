@@ -2,21 +2,33 @@
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use axum::response::Response;
 use mvm_model::{PoolId, TenantId};
-use mvm_protocol::api::{AuditEntry, Destroyed, ErrorCode, PoolInfo, PoolSummary, TenantInfo, TenantSummary};
+use mvm_protocol::api::{
+    AuditEntry, Destroyed, ErrorCode, PoolInfo, PoolSummary, ScaleRequest, TenantInfo, TenantSummary,
+};
 use serde::Deserialize;
 
-use super::node::count_states;
-use super::{Failure, Shared, fault, parsed};
+use super::{Failure, Shared, fault, lines, parsed};
 use crate::agent::Agent;
-use crate::destroy;
+use crate::machine::Machine;
 use crate::store::{self, PoolRow, TenantRow};
+use crate::usage::count_states;
+use crate::{destroy, scale};
 
 /// Narrows a listing.
 #[derive(Debug, Deserialize)]
 pub struct Filter {
     pub tenant: Option<TenantId>,
     pub pool: Option<PoolId>,
+}
+
+impl Filter {
+    /// Whether a machine is meant.
+    pub fn takes(&self, machine: &Machine) -> bool {
+        self.tenant.as_ref().is_none_or(|tenant| machine.place.tenant == *tenant)
+            && self.pool.as_ref().is_none_or(|pool| machine.place.pool == *pool)
+    }
 }
 
 fn summary(agent: &Agent, row: &TenantRow, pools: usize) -> TenantSummary {
@@ -103,4 +115,16 @@ pub async fn pool(
     agent.tenant(&tenant).await?;
     let row = agent.pool(&tenant, &pool).await?;
     Ok(Json(PoolInfo { summary: pool_summary(&agent, &row), spec: row.spec }))
+}
+
+pub async fn scale(
+    State(agent): Shared,
+    Path((tenant, pool)): Path<(String, String)>,
+    Json(request): Json<ScaleRequest>,
+) -> Result<Response, Failure> {
+    let (tenant, pool): (TenantId, PoolId) = (parsed(&tenant)?, parsed(&pool)?);
+    let (events, progress) = tokio::sync::mpsc::unbounded_channel();
+    // A task of its own: a client that goes away does not leave half an act.
+    tokio::spawn(scale::scale(agent, tenant, pool, request, events));
+    Ok(lines(progress))
 }

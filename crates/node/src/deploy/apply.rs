@@ -1,6 +1,5 @@
 //! Doing what a plan says.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mvm_model::manifest::Deployment;
@@ -13,11 +12,12 @@ use super::plan::{Plan, Present};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
 use crate::bases::{self, Ensured};
+use crate::create;
 use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
 use crate::publish::Bound;
 use crate::seal::Key;
-use crate::store::{self, Audit, NewInstance, Place, SealedRow, TenantRow};
+use crate::store::{self, Audit, NewInstance, SealedRow, TenantRow};
 
 /// What a machine's config.json may take.
 const CONFIG_ROOM: usize = 4096;
@@ -143,15 +143,12 @@ async fn commit(
     secrets: Option<&[SecretValue]>,
 ) -> Result<TenantRow, ApiError> {
     let tenant = tenant_row(agent, wanted, present, plan).await?;
-    let instances = new_instances(agent, &tenant, present, plan).await?;
+    let new = plan.instances.iter().map(|(spec, goal)| (spec.id.clone(), Some(*goal))).collect();
+    let instances = create::instances(agent, &tenant, &present.instances, new).await?;
     let ids: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
     let committed = commit_with_disks(agent, &tenant, present, plan, instances, secrets).await;
     if committed.is_err() {
-        for id in ids {
-            if let Err(error) = agent.hands.remove_machine(id).await {
-                tracing::warn!(%id, %error, "a disk of a deployment that failed is left until the agent starts again");
-            }
-        }
+        create::remove_disks(agent, ids).await;
     }
     committed.map(|()| tenant)
 }
@@ -165,9 +162,9 @@ async fn commit_with_disks(
     instances: Vec<NewInstance>,
     secrets: Option<&[SecretValue]>,
 ) -> Result<(), ApiError> {
-    for (instance, (spec, _)) in instances.iter().zip(&plan.instances) {
-        agent.hands.make_disk(instance.id, spec.resources.data_disk_mib).await.map_err(failed)?;
-    }
+    let sizes = plan.instances.iter().map(|(spec, _)| spec.resources.data_disk_mib);
+    let disks = instances.iter().map(|instance| instance.id).zip(sizes).collect();
+    create::make_disks(agent, disks).await?;
     reached(KillPoint::DeployDisksMade);
     let sealed = match secrets {
         Some(values) => Some(seal(agent, tenant, present.tenant.is_none(), values).await?),
@@ -219,48 +216,6 @@ async fn tenant_row(
         created_at: present.tenant.as_ref().map_or_else(store::now_secs, |tenant| tenant.created_at),
         doomed: false,
     })
-}
-
-/// Ids, addresses and uids for the instances to be.
-async fn new_instances(
-    agent: &Agent,
-    tenant: &TenantRow,
-    present: &Present,
-    plan: &Plan,
-) -> Result<Vec<NewInstance>, ApiError> {
-    let mut uids: BTreeSet<u32> = agent.store.read(store::uids).await.map_err(failed)?;
-    let mut offsets: BTreeSet<u16> = present.instances.iter().map(|i| i.place.offset).collect();
-    let mut instances = Vec::new();
-    for (spec, goal) in &plan.instances {
-        let offset = tenant.subnet.instance_offsets().find(|offset| !offsets.contains(offset));
-        let offset =
-            offset.ok_or_else(|| invalid("tenant.subnet", format!("subnet {} is full", tenant.subnet)))?;
-        let uid = agent.hands.uids().find(|uid| !uids.contains(uid));
-        let uid = uid.ok_or_else(|| failed("this node has no uid left for another machine"))?;
-        offsets.insert(offset);
-        uids.insert(uid);
-        instances.push(NewInstance {
-            id: new_id(agent).map_err(failed)?,
-            place: Place {
-                tenant: tenant.id.clone(),
-                pool: spec.id.clone(),
-                offset,
-                uid,
-                machine_id: hex::encode(crate::seal::random::<16>().map_err(failed)?),
-            },
-            goal: Some(*goal),
-        });
-    }
-    Ok(instances)
-}
-
-fn new_id(agent: &Agent) -> std::io::Result<InstanceId> {
-    loop {
-        let id = InstanceId::new(u32::from_be_bytes(crate::seal::random()?));
-        if agent.machine(id).is_none() {
-            return Ok(id);
-        }
-    }
 }
 
 struct Sealed {
