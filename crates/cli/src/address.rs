@@ -43,6 +43,12 @@ impl PoolAddress {
     }
 }
 
+impl fmt::Display for PoolAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.pool)
+    }
+}
+
 /// An instance: by its id, the start of one, or as the only one of its pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceAddress(InstanceRef);
