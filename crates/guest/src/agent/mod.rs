@@ -41,7 +41,7 @@ pub fn run() -> Result<()> {
 }
 
 async fn run_until_shutdown() -> Result<()> {
-    let (machine, mut shutdown) = Machine::new();
+    let (machine, mut shutdown) = Machine::new()?;
     let machine = Arc::new(machine);
     let mut children = signal(SignalKind::child()).doing("watching for ended processes")?;
     let mut terminate = signal(SignalKind::terminate()).doing("watching for SIGTERM")?;
