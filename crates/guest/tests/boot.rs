@@ -152,7 +152,10 @@ async fn sleep_and_wake(session: &Session) {
     assert!(matches!(prepared, GuestReply::SleepPrepAck { success: true, .. }), "{prepared:?}");
     let back = session.ask(GuestRequest::Wake { generation: 5, cancelled: Some(true) }).await;
     assert!(matches!(back, GuestReply::WakeAck { success: true, .. }));
+    let neighbour = "grep -c 10.240.7.9 /proc/net/arp";
+    assert_eq!(session.sh(&format!("arp -s 10.240.7.9 02:6d:00:07:00:09; {neighbour}")).await.0, "1");
     assert!(matches!(session.personalize(6).await, GuestReply::Personalized { generation: 6, .. }));
+    assert_eq!(session.sh(neighbour).await.0, "0");
     wake(session, 6).await;
     assert_eq!(session.sh("pidof httpd").await.0, pid);
     let adjusted = session.ask(GuestRequest::AdjustClock { clock: clock_in(vm::CLOCK_SECONDS) }).await;

@@ -23,18 +23,25 @@ use crate::machine::Machine;
 
 /// How long services may take to end where nobody says so.
 const DEFAULT_GRACE: Duration = Duration::from_secs(15);
+/// How long a thread for what may block waits for more: longer than any machine runs.
+const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How long the host may take to receive what was answered before the end.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Runs until the machine is to be switched off.
 pub fn run() -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().doing("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(KEPT)
+        .build()
+        .doing("starting the runtime")?;
+    // Started here and kept, so that a clone or a machine that wakes does not have to start a thread.
+    drop(runtime.spawn_blocking(|| ()));
     runtime.block_on(run_until_shutdown())
 }
 
 async fn run_until_shutdown() -> Result<()> {
-    let (machine, mut shutdown) = Machine::new();
+    let (machine, mut shutdown) = Machine::new()?;
     let machine = Arc::new(machine);
     let mut children = signal(SignalKind::child()).doing("watching for ended processes")?;
     let mut terminate = signal(SignalKind::terminate()).doing("watching for SIGTERM")?;

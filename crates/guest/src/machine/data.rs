@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mvm_model::service::ServiceUser;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::places::{DATA, DATA_DEVICE};
@@ -39,8 +40,11 @@ fn fill(mut device: File) -> std::io::Result<()> {
 
 /// Looked up and not remembered: a mount that failed halfway must not count.
 fn is_mounted() -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mounts").doing("reading the mounts")?;
-    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(DATA)))
+    match statx(CWD, DATA, AtFlags::empty(), StatxFlags::TYPE) {
+        Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(error).doing(format_args!("looking at {DATA}")),
+    }
 }
 
 fn make_home(user: &ServiceUser) -> Result<()> {

@@ -42,6 +42,10 @@ pub struct Machine {
     /// The session with the host.
     pub host: HostLink,
     prewarming: prewarm::Prewarming,
+    generator: identity::Generator,
+    neighbours: network::Neighbours,
+    /// Its network interface, where it was there at boot already.
+    interface: Option<String>,
     person: Mutex<Person>,
     drives: Mutex<drives::Drives>,
     work: Mutex<Work>,
@@ -66,7 +70,11 @@ struct Work {
 impl Machine {
     /// The machine as it is after boot. What comes out beside it are requests to switch it off, with the time that
     /// services may take.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Duration>) {
+    ///
+    /// # Errors
+    /// Something is missing without which it could never be personalized.
+    pub fn new() -> Result<(Self, mpsc::UnboundedReceiver<Duration>)> {
+        identity::prepare()?;
         let (shutdown, requested) = mpsc::unbounded_channel();
         let children = Arc::new(Children::default());
         let machine = Self {
@@ -76,12 +84,15 @@ impl Machine {
             streams: Arc::default(),
             host: HostLink::default(),
             prewarming: prewarm::Prewarming::default(),
+            generator: identity::Generator::open()?,
+            neighbours: network::Neighbours::open()?,
+            interface: network::prepare().ok(),
             person: Mutex::default(),
             drives: Mutex::default(),
             work: Mutex::default(),
             shutdown,
         };
-        (machine, requested)
+        Ok((machine, requested))
     }
 
     /// The last generation, and who the machine is.
@@ -136,18 +147,19 @@ impl Machine {
         self.prewarming.require_rest("personalizing")?;
         person.generation = generation;
         // Whatever was made of the generator before may have been made in another machine too.
-        identity::credit_seed(seed)?;
+        self.generator.credit(seed)?;
         clock::step(clock)?;
         let identity_applied = identity.is_some();
-        if let Some(new) = identity {
+        // One that was applied is in place as a whole: a wake has nothing to do for it.
+        if let Some(new) = identity.filter(|new| person.identity.as_ref() != Some(new)) {
             identity::apply(&new, person.identity.as_ref())?;
             if new.has_data {
                 data::mount(&self.services.users)?;
             }
-            network::apply(&new, person.identity.as_ref())?;
+            network::apply(self.interface.as_deref(), &new, person.identity.as_ref())?;
             person.identity = Some(new);
         }
-        network::forget_neighbours()?;
+        self.neighbours.forget()?;
         self.prewarming.signal_remains()?;
         Ok(GuestReply::Personalized { generation, seed_credited: true, identity_applied })
     }

@@ -1,6 +1,7 @@
 //! The machine's one network interface.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -22,17 +23,26 @@ fn name() -> Result<String> {
     names.next().ok_or_else(|| Failure::new("finding the network interface", "the machine has none"))
 }
 
+/// Looks up the interface and makes it quiet, which can be done before the machine is anyone's.
+///
+/// # Errors
+/// There is none.
+pub(super) fn prepare() -> Result<String> {
+    let name = name()?;
+    quiet(&name);
+    Ok(name)
+}
+
 /// Takes the machine's addresses. The same ones are left alone, and with them every open connection.
-pub(super) fn apply(new: &Identity, old: Option<&Identity>) -> Result<()> {
+pub(super) fn apply(prepared: Option<&str>, new: &Identity, old: Option<&Identity>) -> Result<()> {
     let same = |old: &Identity| {
         (old.mac, old.ip, old.prefix_len, old.gateway) == (new.mac, new.ip, new.prefix_len, new.gateway)
     };
     if old.is_some_and(same) {
         return Ok(());
     }
-    let name = name()?;
+    let name = prepared.map_or_else(prepare, |name| Ok(name.to_owned()))?;
     let interface = Interface::new(&name).doing(format_args!("opening {name}"))?;
-    quiet(&name);
     interface.set_up(false).doing(format_args!("taking {name} down"))?;
     interface.set_mac(new.mac.0).doing(format_args!("setting the Ethernet address of {name}"))?;
     interface.set_up(true).doing(format_args!("taking {name} up"))?;
@@ -54,17 +64,29 @@ fn quiet(name: &str) {
     }
 }
 
-/// Forgets whose Ethernet address is which: after a sleep the neighbours may be others.
-pub(super) fn forget_neighbours() -> Result<()> {
-    let table = fs::read_to_string("/proc/net/arp").doing("reading the neighbours")?;
-    for (address, device) in neighbours(&table) {
-        let forgotten = Interface::new(device).and_then(|interface| interface.forget_neighbour(address));
-        if let Err(error) = forgotten {
-            // It may have gone by itself.
-            say(format_args!("forgetting neighbour {address}: {error}"));
-        }
+/// The kernel's table of neighbours. Kept open: a wake looks up no path.
+#[derive(Debug)]
+pub(super) struct Neighbours(File);
+
+impl Neighbours {
+    pub(super) fn open() -> Result<Self> {
+        File::open("/proc/net/arp").map(Self).doing("opening the neighbours")
     }
-    Ok(())
+
+    /// Forgets whose Ethernet address is which: after a sleep the neighbours may be others.
+    pub(super) fn forget(&self) -> Result<()> {
+        let mut table = String::new();
+        let read = (&self.0).rewind().and_then(|()| (&self.0).read_to_string(&mut table));
+        read.doing("reading the neighbours")?;
+        for (address, device) in neighbours(&table) {
+            let forgotten = Interface::new(device).and_then(|interface| interface.forget_neighbour(address));
+            if let Err(error) = forgotten {
+                // It may have gone by itself.
+                say(format_args!("forgetting neighbour {address}: {error}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Address and device of each line of /proc/net/arp.

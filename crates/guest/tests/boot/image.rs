@@ -32,7 +32,7 @@ const MODULES: [&str; 12] = [
 ];
 
 const APPLETS: &str =
-    "cat date dd echo grep hostname httpd id ip kill ls pidof ps setsid sh sleep stat true nc wc";
+    "arp cat date dd echo grep hostname httpd id ip kill ls pidof ps setsid sh sleep stat true nc wc";
 
 impl Image {
     /// Makes an image with these services, or says what this computer lacks for it.
