@@ -172,6 +172,7 @@ fn details(info: &InstanceInfo) -> String {
         ("data_disk_mib", Some(info.data_disk_mib.to_string())),
         ("generation", Some(info.generation.to_string())),
         ("revision", info.revision.as_deref().map(pool::short)),
+        ("base", info.base.as_deref().map(pool::short)),
         ("last start", info.last_start.as_ref().map(last_start)),
         ("snapshot", info.snapshot_bytes.map(view::bytes)),
         ("holds", Some(info.holds.to_string())),

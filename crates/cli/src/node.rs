@@ -1,7 +1,9 @@
 //! `mvm node`
 
 use clap::Subcommand;
-use mvm_protocol::api::{AgentStats, Folder, NodeDisk, NodeInfo, NodeStats, StartStats, TenantDisk};
+use mvm_protocol::api::{
+    AgentStats, Damaged, Folder, NodeDisk, NodeInfo, NodeStats, ScrubReport, StartStats, TenantDisk,
+};
 
 use crate::clock;
 use crate::connection::Connection;
@@ -24,6 +26,12 @@ pub enum Node {
         #[command(flatten)]
         output: Output,
     },
+    /// Read everything that is kept of machines' memory, and name what is damaged
+    Scrub {
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
     /// Show what takes how much under the data folder, by blocks that are really taken
     Disk {
         /// How to write the result
@@ -42,10 +50,23 @@ impl Node {
         match self {
             Node::Info { output } => output.show(&client.get("/v1/node").await?, info)?,
             Node::Stats { output } => output.show(&client.get("/v1/node/stats").await?, stats)?,
+            Node::Scrub { output } => {
+                let report: ScrubReport = client.post("/v1/node/scrub").await?;
+                output.show(&report, scrubbed)?;
+                return Ok(u8::from(!report.damaged.is_empty()));
+            }
             Node::Disk { output } => output.show(&client.get("/v1/node/disk").await?, disk)?,
         }
         Ok(0)
     }
+}
+
+fn scrubbed(report: &ScrubReport) -> String {
+    let ScrubReport { checked, damaged } = report;
+    let mut lines: Vec<String> =
+        damaged.iter().map(|Damaged { what, detail }| format!("damaged: {what}: {detail}")).collect();
+    lines.push(format!("{checked} bases and snapshots read, {} damaged", damaged.len()));
+    lines.join("\n")
 }
 
 fn info(info: &NodeInfo) -> String {

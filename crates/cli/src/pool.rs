@@ -120,7 +120,8 @@ impl Pool {
                     if bases.is_empty() && revisions.is_empty() {
                         return format!("nothing to remove: all that {pool} has is of use");
                     }
-                    let (bases, revisions) = (counted(bases.len(), "base"), counted(revisions.len(), "revision"));
+                    let (bases, revisions) =
+                        (counted(bases.len(), "base"), counted(revisions.len(), "revision"));
                     format!("{bases} and {revisions} removed")
                 })?;
             }

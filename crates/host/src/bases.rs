@@ -125,8 +125,7 @@ impl Host {
     /// The shape that a machine of this revision with these resources would have now.
     pub(crate) async fn shape_of(&self, revision: String, resources: Resources) -> Result<Shape, HostError> {
         let nameless = self.nameless("shape");
-        let spec =
-            self.blocking(move |inner| inner.nameless_spec(&nameless, &revision, resources)).await?;
+        let spec = self.blocking(move |inner| inner.nameless_spec(&nameless, &revision, resources)).await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         Ok(engine.shape_with(&spec, mvm_image::disk::data_disk_bytes(resources.data_disk_mib))?)
     }

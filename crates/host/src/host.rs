@@ -109,9 +109,7 @@ impl Host {
     ///
     /// # Errors
     /// Where the engine or the folders are not usable.
-    pub async fn open(
-        config: HostConfig,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), HostError> {
+    pub async fn open(config: HostConfig) -> Result<(Self, mpsc::UnboundedReceiver<HostEvent>), HostError> {
         let HostConfig { data_dir, run_dir } = config;
         let data = data_dir.canonicalize().map_err(HostError::at(&data_dir))?;
         let paths = Paths { data, run: run_dir };

@@ -28,15 +28,16 @@ mod rest;
 mod spares;
 mod strays;
 
-pub use error::HostError;
 pub use bases::BaseLaunch;
+pub use error::HostError;
 pub use host::{Host, HostConfig, HostEvent, MachineEnded, boot_id, group_id};
 pub use mvm_image::{BuildStep, ImageSource};
 pub use mvm_network::{
     Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, Problem, TenantNetwork, Uplink,
 };
 pub use mvm_vmm::{
-    BaseFacts, BaseInfo, Ended, MemoryUsage, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo, SnapshotMemory,
+    BaseFacts, BaseInfo, Ended, MemoryUsage, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo,
+    SnapshotMemory,
 };
 pub use request::{AtRest, Damage, Launch, LaunchKind, Launched, Reply, Request};
 pub use spares::SpareOrder;

@@ -138,9 +138,10 @@ impl Host {
         }
         let machine = self.launch_on_demand(engine, instance, &launched, restore.is_some()).await;
         match machine {
-            Ok(machine) => {
-                Ok(request::Launched { process: self.begun(instance, &launched, machine, restore), spare: false })
-            }
+            Ok(machine) => Ok(request::Launched {
+                process: self.begun(instance, &launched, machine, restore),
+                spare: false,
+            }),
             Err(error) => {
                 self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
                 Err(error)
@@ -437,7 +438,8 @@ impl Inner {
         if let Ok(mut earlier) = std::fs::File::open(to.join(console)) {
             let path = from.join(console);
             let mut open = std::fs::File::options();
-            let appended = open.append(true).open(&path).and_then(|mut log| std::io::copy(&mut earlier, &mut log));
+            let appended =
+                open.append(true).open(&path).and_then(|mut log| std::io::copy(&mut earlier, &mut log));
             appended.map_err(HostError::at(&path))?;
         }
         remove_folder(&to)?;

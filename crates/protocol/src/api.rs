@@ -307,6 +307,8 @@ pub struct InstanceInfo {
     pub generation: u64,
     /// Revision of the image it runs, or ran last.
     pub revision: Option<String>,
+    /// The base that its memory is a copy of, or that its snapshot lies over.
+    pub base: Option<String>,
     /// Why it is in its state: why it failed, or why a wake became a cold start.
     pub reason: Option<String>,
     /// Process of its VMM.
@@ -361,8 +363,7 @@ pub enum Act {
 
 impl Act {
     /// Every one there is.
-    pub const ALL: [Self; 6] =
-        [Self::Start, Self::Stop, Self::Sleep, Self::Wake, Self::Warm, Self::Resume];
+    pub const ALL: [Self; 6] = [Self::Start, Self::Stop, Self::Sleep, Self::Wake, Self::Warm, Self::Resume];
 
     /// The word in the path.
     pub const fn as_str(self) -> &'static str {

@@ -117,6 +117,7 @@ pub async fn info(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json
         mem_mib: resources.mem_mib,
         data_disk_mib: resources.data_disk_mib,
         generation: row.generation,
+        base: row.base().map(str::to_owned),
         revision: row.launched.map(|launched| launched.revision),
         reason: row.reason,
         pid: row.process.filter(|_| row.state.has_vmm()).map(|process| process.pid),

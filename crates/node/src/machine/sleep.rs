@@ -73,7 +73,8 @@ impl Task {
             disk_epoch: self.row.disk_epoch,
             recorded_at_ms: now_millis(),
         };
-        self.row.snapshot = Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
+        self.row.snapshot =
+            Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
         self.commit_sleeping().await
     }

@@ -266,7 +266,8 @@ impl Task {
         let loaded = async {
             // Connected before the device state comes in: a port that was in the middle of a write would wedge otherwise.
             let channel = UnixStream::connect(&socket).await;
-            let channel = channel.map_err(|e| NotWoken::Untouched(failed(format!("its control channel: {e}"))))?;
+            let channel =
+                channel.map_err(|e| NotWoken::Untouched(failed(format!("its control channel: {e}"))))?;
             hands.restore(id).await.map_err(failed)?;
             Ok::<_, NotWoken>(channel)
         };
