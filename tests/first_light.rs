@@ -26,9 +26,6 @@ mod destroy;
 #[path = "first_light/failure.rs"]
 mod failure;
 
-#[path = "first_light/manifest.rs"]
-mod manifest;
-
 #[path = "first_light/outside.rs"]
 mod outside;
 

@@ -4,9 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use mvm_harness::{Lab, Value};
-
-use crate::manifest::{echo, echo_image};
+use mvm_harness::{Lab, Value, echo, echo_image};
 
 const VANDAL: &str = "alice/workers";
 

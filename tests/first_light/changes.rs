@@ -1,8 +1,6 @@
 //! `deploy` again: nothing where nothing changed, in place what can be, and what cannot is listed.
 
-use mvm_harness::{Lab, Value};
-
-use crate::manifest::Echo;
+use mvm_harness::{Echo, Lab, Value};
 
 /// What must not change about machines that nobody restarts.
 fn lives(lab: &Lab) -> Vec<[Value; 4]> {

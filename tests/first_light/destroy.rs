@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use mvm_harness::{Lab, kill};
+use mvm_harness::{Echo, KillPoint, Lab, answered, assert_tidy, kill, kill_at};
 
-use crate::manifest::Echo;
-use crate::restart::{KillPoint, answered, assert_tidy, kill_at, points_of};
+use crate::restart::points_of;
 
 /// A link by which the lab's host would reach the world: what mvm switches on there, it has to switch off again.
 fn give_uplink(lab: &Lab) {

@@ -1,9 +1,6 @@
 //! VMMs that end without anyone having asked for it.
 
-use mvm_harness::{Lab, Value, kill};
-
-use crate::manifest::{Echo, echo};
-use crate::restart::{answered, assert_tidy};
+use mvm_harness::{Echo, Lab, Value, answered, assert_tidy, echo, kill};
 
 const GATEWAY: &str = "alice/gateways";
 const WORKER: &str = "alice/workers";

@@ -3,9 +3,7 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use mvm_harness::{Lab, Response};
-
-use crate::manifest::{Echo, echo};
+use mvm_harness::{Echo, Lab, Response, echo};
 
 const WORKER: &str = "alice/workers";
 

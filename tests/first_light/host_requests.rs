@@ -1,8 +1,6 @@
 //! Port 53: what machines ask of the host, in order and out of order.
 
-use mvm_harness::{Lab, Value, json};
-
-use crate::manifest::Echo;
+use mvm_harness::{Echo, Lab, Value, json};
 
 const GATEWAY: &str = "alice/gateways";
 const WORKER: &str = "alice/workers";

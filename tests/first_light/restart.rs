@@ -1,17 +1,9 @@
 //! The agent dies by SIGKILL and is started again: after every step of every act, and at any moment.
 
-#[path = "../../crates/node/src/kill_point/table.rs"]
-mod kill_point;
-
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-pub use kill_point::KillPoint;
-use kill_point::KillPoint::*;
-use mvm_harness::{Lab, Value};
-
-use crate::manifest::{Echo, echo};
-use crate::sleep_and_wake::now;
+use mvm_harness::KillPoint::*;
+use mvm_harness::{Echo, KillPoint, Lab, Value, answered, assert_tidy, die_in, echo, kill_at, now};
 
 const GATEWAY: &str = "alice/gateways";
 const WORKER: &str = "alice/workers";
@@ -42,76 +34,8 @@ pub fn points_of(name: &str) -> impl Iterator<Item = KillPoint> {
     KillPoint::ALL.iter().copied().filter(move |point| act(*point) == name)
 }
 
-/// Lets the agent die at a point of the act that a command asks for, and starts it again.
-#[track_caller]
-pub fn kill_at(lab: &mut Lab, point: &str, command: &[&str]) {
-    lab.restart_agent_with(&[("MVM_KILL_AT", point)]);
-    lab.settle();
-    die_in(lab, point, command);
-    lab.start_agent();
-}
-
-/// The command does not get to its end, because the agent dies in it.
-#[track_caller]
-fn die_in(lab: &mut Lab, point: &str, command: &[&str]) {
-    eprintln!("at {point}");
-    let output = lab.try_mvm(command);
-    lab.wait_for_killed_agent(point);
-    assert!(!output.status.success() || point.ends_with("committed"), "mvm {command:?} came to its end");
-}
-
-/// Nothing is doubled, orphaned or left over: there are the VMMs that the agent lists, and networks are as they
-/// should be.
-#[track_caller]
-pub fn assert_tidy(lab: &Lab) {
-    lab.settle();
-    let listed = lab.json(&["instance", "list"]);
-    let mut pids = BTreeSet::new();
-    for instance in listed.as_array().unwrap() {
-        let part = |name: &str| instance[name].as_str().unwrap();
-        let address = format!("{}/{}/{}", part("tenant"), part("pool"), part("id"));
-        let info = lab.info(&address);
-        let running = info["state"] == "running";
-        assert_eq!(info["pid"].is_u64(), running, "a VMM where it runs: {info}");
-        pids.extend(info["pid"].as_u64().map(|pid| u32::try_from(pid).unwrap()));
-        let partial = lab.data_dir().join("instances").join(part("id")).join("snapshot.partial");
-        assert!(!partial.exists(), "a part of a snapshot is left");
-        let snapshot = lab.data_dir().join("instances").join(part("id")).join("snapshot");
-        assert!(!running || !info["snapshot_bytes"].is_u64(), "a running machine has no snapshot: {info}");
-        assert!(snapshot.exists() || info["state"] != "sleeping", "a sleeping machine has one: {info}");
-    }
-    assert_eq!(lab.vmms().into_iter().collect::<BTreeSet<_>>(), pids, "the VMMs that the agent lists");
-    assert_eq!(lab.cgroups(), names_of(lab, &pids), "a cgroup for every VMM");
-    let report = lab.json(&["net", "verify"]);
-    assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{report}");
-}
-
-/// The names of running machines, as their cgroups carry them.
-fn names_of(lab: &Lab, pids: &BTreeSet<u32>) -> BTreeSet<String> {
-    let listed = lab.json(&["instance", "list"]);
-    let running = listed.as_array().unwrap().iter().filter(|i| i["state"] == "running");
-    let names: BTreeSet<String> =
-        running.map(|i| format!("mvm-{}-{}", lab.tag(), i["id"].as_str().unwrap())).collect();
-    assert_eq!(names.len(), pids.len());
-    if lab.cgroups().is_empty() { BTreeSet::new() } else { names }
-}
-
 fn pid(lab: &Lab, instance: &str) -> Value {
     lab.info(instance)["pid"].clone()
-}
-
-/// A message through the published port is answered by the worker, now or in a while.
-#[track_caller]
-pub fn answered(lab: &Lab, port: u16) -> Value {
-    let mut answer = Value::Null;
-    lab.wait_for("a message is answered", || match lab.try_get(port, "/hello") {
-        Some(response) if response.status == 200 => {
-            answer = response.json();
-            true
-        }
-        _ => false,
-    });
-    answer
 }
 
 #[test]

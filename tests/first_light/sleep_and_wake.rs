@@ -1,10 +1,6 @@
 //! A worker sleeps, a message comes, it wakes: with its memory, its disk, its address, and the right time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use mvm_harness::Lab;
-
-use crate::manifest::echo;
+use mvm_harness::{Lab, echo, now};
 
 const WORKER: &str = "alice/workers";
 
@@ -39,9 +35,4 @@ fn a_sleeping_worker_is_woken_by_a_message_as_it_was() {
         assert!(!snapshot.exists(), "a consumed snapshot is removed, with all that it holds");
     }
     assert_eq!(lab.events("alice", "InstanceWoken").len(), 20);
-}
-
-/// The wall clock, in seconds since 1970.
-pub fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mvm_harness::Lab;
-
-use crate::manifest::echo;
+use mvm_harness::{Lab, echo};
 
 #[test]
 fn a_message_to_a_sleeping_worker_is_answered_within_a_second_and_a_half() {

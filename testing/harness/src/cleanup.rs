@@ -41,6 +41,15 @@ pub(crate) fn vmms(tag: &str) -> Vec<u32> {
     pids.collect()
 }
 
+/// The name that a VMM was started with: `mvm-<tag>-<what>`. Empty where it has ended.
+pub(crate) fn name_of_vmm(pid: u32) -> String {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command);
+    let name =
+        command.split_once("guest=").map(|(_, rest)| rest.split([',', '\0']).next().unwrap_or_default());
+    name.unwrap_or_default().to_owned()
+}
+
 /// Removes labs whose test is gone.
 pub(crate) fn remove_abandoned() {
     for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
@@ -72,6 +81,12 @@ pub(crate) fn remove(folder: &Path) {
         }
     }
     remove_cgroups(&tag);
+    if std::fs::read_to_string("/proc/mounts")
+        .unwrap_or_default()
+        .contains(&format!("{}/data ", folder.display()))
+    {
+        let _ = Command::new("umount").arg("-l").arg(folder.join("data")).output();
+    }
     let _ = std::fs::remove_dir_all(folder);
 }
 

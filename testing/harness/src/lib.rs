@@ -8,15 +8,25 @@
 
 mod build;
 mod cleanup;
+mod crash;
+mod echo;
 mod http;
+#[path = "../../../crates/node/src/kill_point/table.rs"]
+mod kill_point;
 mod namespace;
+mod search;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use crash::{answered, assert_tidy, die_in, kill_at};
+pub use echo::{Echo, echo, echo_image, now};
 pub use http::{Connection, Response};
+pub use kill_point::KillPoint;
 pub use namespace::Namespace;
+pub use search::{NOWHERE, forms, fresh, holders};
 pub use serde_json::{Value, json};
 
 /// How long a test waits for what must come.
@@ -48,6 +58,17 @@ impl Lab {
         let namespace = Namespace::new(&cleanup::name_of(&folder));
         namespace.run("ip", &["link", "set", "lo", "up"]);
         Self { folder, mvm, namespace, agent: None }
+    }
+
+    /// A lab whose data folder is a file system of its own, of so many MiB; its agent is not started yet.
+    pub fn on_disk_of(mib: u64) -> Self {
+        let lab = Self::without_agent();
+        let disk = lab.file("disk.img", "");
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        File::options().write(true).open(&disk).unwrap().set_len(mib << 20).unwrap();
+        namespace::run("mkfs.ext4", &["-q", "-m", "0", &path(&disk)]);
+        namespace::run("mount", &["-o", "loop", &path(&disk), &path(&lab.data_dir())]);
+        lab
     }
 
     /// Where the agent's lasting state is.
@@ -95,7 +116,7 @@ impl Lab {
     pub fn spawn_agent_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.agent.is_none(), "the lab's agent runs already");
         std::fs::create_dir_all(self.run_dir()).unwrap();
-        let log = std::fs::File::options().append(true).create(true).open(self.log()).unwrap();
+        let log = File::options().append(true).create(true).open(self.log()).unwrap();
         let mut command = self.command();
         command.args(["agent", "serve"]).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
@@ -274,6 +295,19 @@ impl Lab {
     /// VMMs of this agent.
     pub fn vmms(&self) -> Vec<u32> {
         cleanup::vmms(&self.tag())
+    }
+
+    /// VMMs of this agent that were started ahead and are nobody's yet.
+    pub fn spares(&self) -> Vec<u32> {
+        let waiting = self.run_dir().join("s");
+        let mut spares = self.vmms();
+        spares.retain(|pid| {
+            let name = cleanup::name_of_vmm(*pid);
+            name.rsplit('-')
+                .next()
+                .is_some_and(|short| short.starts_with("spare") && waiting.join(short).exists())
+        });
+        spares
     }
 
     /// Network namespaces of this agent's tenants.

@@ -1,8 +1,9 @@
-//! The manifests that the tests begin with.
+//! The echo deployment, which most tests begin with.
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use mvm_harness::checkout;
+use crate::checkout;
 
 /// The recipe of the echo worker.
 pub fn echo_image() -> PathBuf {
@@ -15,9 +16,13 @@ pub fn echo(tenant: &str) -> String {
 }
 
 /// What may be said about the echo deployment.
+#[derive(Debug)]
 pub struct Echo<'a> {
+    /// The tenant's name.
     pub tenant: &'a str,
+    /// The host's port.
     pub port: u16,
+    /// How many workers.
     pub workers: u32,
     /// More keys of the workers' pool.
     pub worker_keys: &'a str,
@@ -34,6 +39,7 @@ impl Default for Echo<'_> {
 }
 
 impl Echo<'_> {
+    /// As text.
     pub fn manifest(&self) -> String {
         let image = echo_image();
         let (image, Self { tenant, port, workers, worker_keys, gateway_keys, more }) =
@@ -77,4 +83,9 @@ target = {{ pool_id = "workers", instance_selector = "any", target_port = 8080 }
 "#
         )
     }
+}
+
+/// The wall clock, in seconds since 1970.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
