@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mvm_host::{BaseFacts, BaseLaunch};
+use mvm_host::{AtRest, BaseFacts, BaseLaunch};
 use mvm_model::{PoolId, TenantId};
 use mvm_protocol::PROTOCOL_VERSION;
 use mvm_protocol::control::{GuestReply, GuestRequest};
@@ -84,12 +84,22 @@ pub async fn ensure(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Res
     let shape = agent.hands.shape(wanted.revision.clone(), wanted.spec.resources).await?;
     if let Some(base) = current(agent, &wanted).await?
         && base.shape.fits(&shape).is_ok()
+        && is_whole(agent, &base).await?
     {
         return Ok(Ensured::There(base));
     }
     let base = make(agent, &wanted).await?;
     collect(agent, tenant, pool).await?;
     Ok(Ensured::Made(base))
+}
+
+/// Whether its files are what was written. A damaged one is as good as none: whatever lies over it starts cold.
+async fn is_whole(agent: &Agent, base: &BaseRow) -> Result<bool, BaseError> {
+    let found = agent.hands.scrub(vec![AtRest::Base(base.id.clone())]).await?;
+    for damage in &found {
+        tracing::warn!(base = base.id, detail = damage.detail, "a base is damaged: another is made");
+    }
+    Ok(found.is_empty())
 }
 
 /// Makes it meanwhile; machines start cold until it is there.
