@@ -91,13 +91,13 @@ pub async fn collect(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Re
     let unused = agent
         .store
         .write(move |tx| {
-            let needed = needed_revisions(tx)?;
+            let in_use = used_revisions(tx)?;
             let had = store::latest_revisions(tx, &of_tenant, &of_pool)?;
-            // The one it has, and the one before.
-            let mut unneeded = had.iter().skip(2);
-            unneeded.try_for_each(|r| store::forget_revision(tx, &of_tenant, &of_pool, r))?;
-            let still = needed_revisions(tx)?;
-            Ok(needed.difference(&still).cloned().collect::<Vec<String>>())
+            // It keeps the one it has and the one before. One that is still used stays known: later it is not.
+            let unneeded: Vec<&String> = had.iter().skip(2).filter(|r| !in_use.contains(*r)).collect();
+            unneeded.iter().try_for_each(|r| store::forget_revision(tx, &of_tenant, &of_pool, r))?;
+            let kept = kept_revisions(tx)?;
+            Ok(unneeded.into_iter().filter(|r| !kept.contains(*r)).cloned().collect::<Vec<String>>())
         })
         .await?;
     for revision in &unused {
@@ -106,13 +106,19 @@ pub async fn collect(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Re
     Ok(Collected { bases, revisions: unused })
 }
 
-/// The revisions that something of this node refers to.
-fn needed_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
-    let mut needed = BTreeSet::new();
+/// The revisions that some pool of this node has or has had.
+fn kept_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
+    let mut kept = BTreeSet::new();
     for pool in store::pools(tx, None)? {
-        needed.extend(store::latest_revisions(tx, &pool.tenant, &pool.spec.id)?);
-        needed.insert(pool.revision);
+        kept.extend(store::latest_revisions(tx, &pool.tenant, &pool.spec.id)?);
     }
+    Ok(kept)
+}
+
+/// The revisions that some pool, base, machine or snapshot of this node has now.
+fn used_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
+    let mut needed: BTreeSet<String> =
+        store::pools(tx, None)?.into_iter().map(|pool| pool.revision).collect();
     needed.extend(store::bases(tx, None)?.into_iter().map(|base| base.revision));
     for row in store::instances(tx, None, None)? {
         let keeps = row.state.has_vmm() || row.snapshot.is_some() || row.intent.is_some();
