@@ -208,6 +208,9 @@ impl Host {
                 let Ok(running) = self.running(instance) else { return Ok(Reply::Ended(true)) };
                 Ok(Reply::Ended(tokio::time::timeout(within, running.machine.wait()).await.is_ok()))
             }
+            Request::WhyEnded(instance) => {
+                Ok(Reply::Why(self.running(instance).ok().and_then(|running| running.doom())))
+            }
             Request::MemoryUsage(instance) => {
                 Ok(Reply::MemoryUsage(self.running(instance)?.machine.memory_usage().await?))
             }

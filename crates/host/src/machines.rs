@@ -86,6 +86,11 @@ impl Running {
         }
     }
 
+    /// Why the host ended it by itself, if it did.
+    pub(crate) fn doom(&self) -> Option<String> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Waits for the check of its image. With `early`, it ends without a finding.
     async fn checked(&self, early: bool) {
         if let Some(check) = self.check.lock().await.take() {
@@ -259,7 +264,7 @@ impl Host {
         tokio::spawn(async move {
             let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
             if let Some(ended) = end {
-                let why = doomed.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let why = doomed.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let event = MachineEnded { instance, process: identity, ended, why };
                 // Without a receiver the agent is ending.
                 let _ = events.send(HostEvent::MachineEnded(event));

@@ -127,6 +127,8 @@ pub enum Request {
     TrimConsole(InstanceId),
     /// The last lines of the console's log.
     ConsoleTail(InstanceId),
+    /// Why did the host end a VMM by itself?
+    WhyEnded(InstanceId),
     /// What does a VMM take of the host's memory?
     MemoryUsage(InstanceId),
     /// Remove what nobody owns.
@@ -192,6 +194,8 @@ pub enum Reply {
     Ended(bool),
     /// To ConsoleTail.
     Console(Option<String>),
+    /// To WhyEnded; nothing where it did not.
+    Why(Option<String>),
     /// To MemoryUsage.
     MemoryUsage(MemoryUsage),
 }
@@ -422,6 +426,11 @@ impl Host {
     /// The last lines of the console's log.
     pub async fn console_tail(&self, instance: InstanceId) -> Result<Option<String>, HostError> {
         ask!(self, Request::ConsoleTail(instance), Reply::Console(tail) => tail)
+    }
+
+    /// Why the host ended a VMM by itself, until that is discarded.
+    pub async fn why_ended(&self, instance: InstanceId) -> Result<Option<String>, HostError> {
+        ask!(self, Request::WhyEnded(instance), Reply::Why(why) => why)
     }
 
     /// What a VMM takes of the host's memory.

@@ -148,7 +148,11 @@ impl Task {
                 return Ok(());
             }
             Err(NotWoken::Untouched(error)) => return self.still_asleep(error).await,
-            Err(NotWoken::Unusable(refused)) => refused.to_string(),
+            Err(NotWoken::Unusable(refused)) => {
+                // An own image that was found damaged meanwhile: what failed then says only that the VMM is gone.
+                let found = self.agent.hands.why_ended(self.row.id).await.ok().flatten();
+                found.unwrap_or_else(|| refused.to_string())
+            }
         };
         self.cold_instead(begun, refused, asker).await
     }
