@@ -118,6 +118,8 @@ impl Host {
         while of_pool(self) < count {
             let spare = self.start_spare(&order, wanted.clone()).await?;
             self.tell_end(&spare);
+            let pid = spare.machine.identity().pid;
+            tracing::info!(pid, tenant = %order.tenant, pool = %order.pool, "a spare waits");
             self.inner.spares.waiting().push(spare);
         }
         Ok(u32::try_from(of_pool(self)).unwrap_or(u32::MAX))
