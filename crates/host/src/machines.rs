@@ -286,7 +286,11 @@ impl Host {
         let mut slot = running.check.lock().await;
         let check = self.blocking(move |inner| {
             let maps_own = matches!(inner.launched(instance)?.spec.memory, MemoryBase::Own { .. });
-            Ok(maps_own.then(|| FlatCheck::of(&inner.paths.own_of(instance))).transpose()?)
+            if !maps_own {
+                return Ok(None);
+            }
+            // A sleep that was given up leaves it changed, and in use: its machine has pages of its own in place of those.
+            Ok(FlatCheck::unless_changing(&inner.paths.own_of(instance))?)
         });
         let (None, Some(check)) = (&*slot, check.await?) else { return Ok(()) };
         let stop = check.stop();

@@ -40,6 +40,21 @@ impl Checksums {
         Self(vec![ZERO; usize::try_from(pages.div_ceil(PIECE_PAGES)).unwrap_or(usize::MAX)])
     }
 
+    /// Of a flat memory as it is.
+    fn of(file: &File) -> io::Result<Self> {
+        let pieces = file.metadata()?.len().div_ceil(PIECE as u64);
+        let mut buffer = vec![0; PIECE];
+        let sums = (0..pieces).map(|index| {
+            let offset = index * PIECE as u64;
+            if is_hole(file, offset)? {
+                return Ok(ZERO);
+            }
+            let read = read_at_most(file, &mut buffer, offset)?;
+            Ok(sum_of(&buffer[..read]))
+        });
+        sums.collect::<io::Result<_>>().map(Self)
+    }
+
     /// From the content of a file.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let (sums, rest) = bytes.as_chunks::<SUM>();
@@ -132,16 +147,40 @@ impl Flat {
         Ok(copy)
     }
 
-    /// One that is there.
+    /// One that is there, to be changed in place. Until that is finished it has no checksums: a change that was given up
+    /// leaves nothing that could be taken for whole, or for damaged.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(MEMORY);
         let file = File::options().read(true).write(true).open(&path);
         let file = file.doing(|| format!("open {}", path.display()))?;
-        Ok(Self { folder: folder.to_owned(), file, checksums: read_checksums(folder)? })
+        let known = folder.join(CHECKSUMS);
+        let checksums = if known.exists() {
+            let checksums = read_checksums(folder)?;
+            fs::remove_file(&known).doing(|| format!("remove {}", known.display()))?;
+            checksums
+        } else {
+            // What an earlier attempt did not write is as it was checked then.
+            Checksums::of(&file).doing(|| format!("read {}", path.display()))?
+        };
+        Ok(Self { folder: folder.to_owned(), file, checksums })
     }
 
-    /// Takes in the pages of these runs as they are in the guest.
+    /// Takes in the pages of these runs as they are in the guest. What it took of the disk it gives back where that fails.
     pub(crate) fn update(&mut self, memory: &GuestMemory, runs: &[Run]) -> Result<()> {
+        let before = self.checksums.clone();
+        self.take_in(memory, runs).inspect_err(|_| self.empty_again(&before))
+    }
+
+    /// Makes holes again of pieces that were all zeros: a VMM that maps them has pages of its own where they are not now.
+    fn empty_again(&self, before: &Checksums) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        for (index, _) in (0u64..).zip(&before.0).filter(|(_, sum)| **sum == ZERO) {
+            // The first error is the one to tell.
+            let _ = fallocate(&self.file, flags, index * PIECE as u64, PIECE as u64);
+        }
+    }
+
+    fn take_in(&mut self, memory: &GuestMemory, runs: &[Run]) -> Result<()> {
         let doing = || format!("write the guest's pages to {}", self.folder.join(MEMORY).display());
         let mut buffer = vec![0; PORTION];
         let mut runs = runs.iter().copied().peekable();
@@ -271,6 +310,14 @@ impl FlatCheck {
         Ok(Self { file, checksums: read_checksums(folder)?, stop: Arc::default() })
     }
 
+    /// The same, but nothing for one that was being changed when its writer gave up: it is nobody's memory yet.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn unless_changing(folder: &Path) -> Result<Option<Self>> {
+        folder.join(CHECKSUMS).exists().then(|| Self::of(folder)).transpose()
+    }
+
     /// Ends it early, without a finding, once it is set.
     pub fn stop(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.stop)
@@ -390,5 +437,28 @@ mod tests {
             let found = FlatCheck::of(folder.path()).unwrap().first_bad().unwrap();
             prop_assert_eq!(found, Some(offset / PIECE as u64 * PIECE as u64));
         }
+    }
+
+    #[test]
+    fn a_change_that_was_given_up_is_neither_whole_nor_damaged_and_can_be_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second): (BTreeMap<u64, u8>, _) =
+            ((0..100).map(|p| (p, 1)).collect(), (50..150).map(|p| (p, 2)));
+        let mut flat = Flat::create(folder.path(), GUEST_PAGES).unwrap();
+        flat.update(&guest(&first).memory, &runs_of(&first)).unwrap();
+        flat.finish(0o600).unwrap();
+        assert!(FlatCheck::unless_changing(folder.path()).unwrap().is_some());
+
+        let second: BTreeMap<u64, u8> = second.collect();
+        Flat::open(folder.path()).unwrap().update(&guest(&second).memory, &runs_of(&second)).unwrap();
+        assert!(FlatCheck::unless_changing(folder.path()).unwrap().is_none());
+
+        let third: BTreeMap<u64, u8> = (140..160).map(|page| (page, 3)).collect();
+        let mut flat = Flat::open(folder.path()).unwrap();
+        flat.update(&guest(&third).memory, &runs_of(&third)).unwrap();
+        flat.finish(0o600).unwrap();
+        let expected: BTreeMap<u64, u8> = first.into_iter().chain(second).chain(third).collect();
+        assert_eq!(content(folder.path()), expected);
+        assert_eq!(FlatCheck::of(folder.path()).unwrap().first_bad().unwrap(), None);
     }
 }
