@@ -30,6 +30,10 @@ impl Host {
                 remove_unknown(&folder, &ids)?;
             }
             remove_unknown(&inner.paths.bases(), &bases.into_iter().collect())?;
+            for name in names_in(&inner.paths.nameless())? {
+                // Those of instances go by what their launch says.
+                mvm_vmm::remove_cgroup(&format!("mvm-{}-{name}", inner.tag.as_str()))?;
+            }
             remove_unknown(&inner.paths.nameless(), &BTreeSet::new())?;
             for left in inner.networks.list()? {
                 if !networks.contains(&left.net_id) {
@@ -83,6 +87,11 @@ impl Host {
 fn uid_of(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+fn names_in(folder: &Path) -> Result<Vec<String>, HostError> {
+    let entries = std::fs::read_dir(folder).map_err(HostError::at(folder))?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 fn remove_unknown(folder: &Path, known: &BTreeSet<String>) -> Result<(), HostError> {

@@ -150,6 +150,14 @@ impl Cgroup {
     }
 }
 
+/// Removes the cgroup of a VMM that has ended.
+///
+/// # Errors
+/// If this host's hierarchies cannot be examined.
+pub fn remove_cgroup(name: &str) -> Result<()> {
+    Cgroup::existing(name).map(|cgroup| cgroup.remove())
+}
+
 /// A process that has ended counts until its parent has looked at it: where the agent that started it is gone, that is
 /// PID 1, which may take seconds.
 fn remove_patiently(folder: &Path) -> io::Result<()> {

@@ -43,6 +43,7 @@ mod sys;
 
 pub use accel::{Accel, AccelProbe};
 pub use block_device::BlockDevice;
+pub use cgroup::remove_cgroup;
 pub use console::trim_console;
 pub use ended::{Ended, Exit, Shutdown};
 pub use engine::{Engine, Machine, MachineSpec, MemoryBase, MemoryUsage, Start};
