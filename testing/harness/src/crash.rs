@@ -48,15 +48,16 @@ pub fn assert_tidy(lab: &Lab) {
     let spares = lab.spares();
     let vmms: BTreeSet<u32> = lab.vmms().into_iter().filter(|pid| !spares.contains(pid)).collect();
     assert_eq!(vmms, pids, "the VMMs that the agent lists");
-    if spares.is_empty() {
-        assert_eq!(lab.cgroups(), names_of(&pids), "a cgroup for every VMM");
-    }
+    // That of a spare that ended just now takes a moment to go.
+    lab.wait_for("there is a cgroup for every VMM, and no other", || {
+        lab.cgroups().is_empty() || lab.cgroups() == names_of(&lab.vmms())
+    });
     let report = lab.json(&["net", "verify"]);
     assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{report}");
 }
 
 /// The names of the cgroups of VMMs, where there are any: those that the VMMs have themselves.
-fn names_of(pids: &BTreeSet<u32>) -> BTreeSet<String> {
+fn names_of(pids: &[u32]) -> BTreeSet<String> {
     pids.iter().map(|pid| crate::cleanup::name_of_vmm(*pid)).collect()
 }
 
