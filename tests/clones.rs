@@ -1,0 +1,39 @@
+//! Machines begin from bases and go on from snapshots: each is used as the rules say, whatever happens.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "clones/confirmation.rs"]
+mod confirmation;
+
+#[path = "clones/crash.rs"]
+mod crash;
+
+#[path = "clones/cycles.rs"]
+mod cycles;
+
+#[path = "clones/damage.rs"]
+mod damage;
+
+#[path = "clones/full_disk.rs"]
+mod full_disk;
+
+#[path = "clones/identity.rs"]
+mod identity;
+
+#[path = "clones/pause.rs"]
+mod pause;
+
+#[path = "clones/revisions.rs"]
+mod revisions;
+
+#[path = "clones/secrets.rs"]
+mod secrets;
+
+#[path = "clones/spares.rs"]
+mod spares;
+
+#[path = "clones/time.rs"]
+mod time;
+
+#[path = "clones/workers.rs"]
+mod workers;

@@ -1,0 +1,298 @@
+//! Agent and VMM die, one or both, after every step by which memory is kept, used or given up: it is used once or, once
+//! consumed, never again.
+
+use mvm_harness::KillPoint::*;
+use mvm_harness::{KillPoint, Lab, assert_tidy, die_in, kill};
+
+use crate::workers::{POOL, Workers, bases, count, fill_memory, folder_of, how, spare, start_anew};
+
+/// Which table takes care of a point. A new point does not compile without one.
+const fn table(point: KillPoint) -> &'static str {
+    match point {
+        SleepBegun | SleepDrained | SleepPaused | SleepWritten | SleepCommitted | SleepEnded => "sleep",
+        WakeBegun | WakeLaunched | WakeRecorded | WakeRestored | WakeConsumed | WakeGoing | WakeConfirmed
+        | WakeReady | WakeCommitted => "wake",
+        StartBegun | StartLaunched | StartRecorded | StartLoaded | StartGoing | StartConfirmed
+        | StartReady | StartCommitted => "clone",
+        WarmBegun | WarmPaused | ResumeBegun => "warm",
+        BaseLaunched | BaseWritten | BaseCommitted => "base",
+        // They use no memory that is kept: tests/first_light.
+        DeployDisksMade
+        | DeployCommitted
+        | DeployNetworkMade
+        | StopBegun
+        | StopShutDown
+        | StopEnded
+        | DestroyMarked
+        | DestroyBegun
+        | DestroyEnded
+        | DestroyFilesRemoved
+        | DestroyMachinesGone
+        | DestroyNetworkRemoved => "",
+    }
+}
+
+fn points_of(name: &str) -> impl Iterator<Item = KillPoint> {
+    KillPoint::ALL.iter().copied().filter(move |point| table(*point) == name)
+}
+
+/// Who dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dies {
+    Agent,
+    AgentAndVmm,
+}
+
+/// What the machine's memory is when the act begins that is not finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// Pages over the base, copied.
+    Delta,
+    /// An own image, mapped.
+    Own,
+    /// Pages over the base, in a VMM that was started ahead.
+    Spare,
+}
+
+/// What may become of the memory: exactly one of them, at each point.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// The machine runs on in the VMM it had.
+    RunsOn,
+    /// It wakes with it.
+    Wakes,
+    /// It is lost: one start without it.
+    StartsAnew,
+}
+
+fn fate(point: KillPoint, dies: Dies) -> Fate {
+    match point {
+        SleepBegun | SleepDrained | SleepPaused | SleepWritten | WarmBegun | WarmPaused | ResumeBegun
+        | WakeCommitted
+            if dies == Dies::Agent =>
+        {
+            Fate::RunsOn
+        }
+        SleepCommitted | SleepEnded | WakeBegun | WakeLaunched | WakeRecorded | WakeRestored => Fate::Wakes,
+        _ => Fate::StartsAnew,
+    }
+}
+
+/// How often a worker was launched.
+fn launches(lab: &Lab) -> usize {
+    lab.events("alice", "InstanceStarted").len() + lab.events("alice", "InstanceWoken").len()
+}
+
+/// The agent dies in an act, maybe with every VMM, and is started again.
+fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &str) {
+    die_in(lab, point.name(), &["instance", act, worker]);
+    if dies == Dies::AgentAndVmm {
+        lab.vmms().into_iter().for_each(kill);
+    }
+    lab.start_agent();
+    lab.settle();
+}
+
+/// A worker, and what it should remember.
+struct Worker {
+    address: String,
+    count: u64,
+    lines: u64,
+}
+
+impl Worker {
+    fn new(lab: &Lab, address: &str) -> Self {
+        let (count, lines) = count(lab);
+        Self { address: address.to_owned(), count, lines }
+    }
+
+    /// Begins as a clone, with memory of this kind, where it was started without the one that it had.
+    fn get_ready(&mut self, lab: &Lab, memory: Memory) {
+        if self.count > 1 {
+            return;
+        }
+        if how(lab, &self.address) == "cold boot" {
+            start_anew(lab, &self.address);
+            (self.count, self.lines) = count(lab);
+        }
+        if memory == Memory::Own {
+            fill_memory(lab, &self.address);
+        }
+    }
+
+    /// Its memory has the fate that it must have, its disk lost nothing, and it was launched no more often than that.
+    #[track_caller]
+    fn meets(&mut self, lab: &Lab, fate: &Fate, launched_before: usize, at: &str) {
+        let (count, lines) = count(lab);
+        let (expected, launches_expected) = match fate {
+            Fate::RunsOn => (self.count + 1, 0),
+            Fate::Wakes => (self.count + 1, 1),
+            Fate::StartsAnew => (1, 1),
+        };
+        assert_eq!(count, expected, "its memory, {at}: {}", lab.info(&self.address));
+        self.lines += 1;
+        assert_eq!(lines, self.lines, "its disk, {at}");
+        self.count = count;
+        let how = how(lab, &self.address);
+        match fate {
+            Fate::RunsOn => {}
+            Fate::Wakes => assert_eq!(how, "wake", "{at}"),
+            Fate::StartsAnew => assert!(how == "cold boot" || how == "clone", "{at}: {how}"),
+        }
+        // A wake that was committed before the agent died counts with it.
+        let launched = launches(lab) - launched_before;
+        assert!(
+            launched == launches_expected
+                || (at.contains("wake:committed") && launched == launches_expected + 1),
+            "{launched} launches {at}"
+        );
+        assert_tidy(lab);
+    }
+}
+
+fn sleep_table(memory: Memory) {
+    let mut lab = Workers::default().in_lab();
+    let mut worker = Worker::new(&lab, POOL);
+    for dies in [Dies::Agent, Dies::AgentAndVmm] {
+        for point in points_of("sleep") {
+            let at = format!("{memory:?}, {dies:?} at {}", point.name());
+            worker.get_ready(&lab, memory);
+            let before = launches(&lab);
+            lab.restart_agent_with(&[("MVM_KILL_AT", point.name())]);
+            lab.settle();
+            interrupt(&mut lab, point, dies, POOL, "sleep");
+            let fate = fate(point, dies);
+            if fate == Fate::Wakes {
+                assert_eq!(lab.state(POOL), "sleeping", "{at}");
+                assert_eq!(folder_of(&lab, POOL).join("own").exists(), memory == Memory::Own, "{at}");
+            }
+            worker.meets(&lab, &fate, before, &at);
+        }
+    }
+}
+
+#[test]
+fn a_delta_that_is_being_written_is_used_once_or_not_at_all() {
+    sleep_table(Memory::Delta);
+}
+
+#[test]
+fn an_own_image_that_is_being_written_is_used_once_or_not_at_all() {
+    sleep_table(Memory::Own);
+}
+
+fn wake_table(memory: Memory, all_dies: &[Dies]) {
+    let spares = u32::from(memory == Memory::Spare);
+    let mut lab = Workers { spares, ..Workers::default() }.in_lab();
+    let worker = lab.instances(POOL).remove(0);
+    let mut worker = Worker::new(&lab, &worker);
+    // Another of the pool whose start makes demand.
+    let other = (memory == Memory::Spare).then(|| {
+        lab.mvm(&["pool", "scale", POOL, "--running", "2"]);
+        let other = lab.instances(POOL).into_iter().find(|one| *one != worker.address).unwrap();
+        lab.mvm(&["instance", "stop", &other]);
+        other
+    });
+    for dies in all_dies.iter().copied() {
+        for point in points_of("wake") {
+            let at = format!("{memory:?}, {dies:?} at {}", point.name());
+            worker.get_ready(&lab, memory);
+            lab.mvm(&["instance", "sleep", &worker.address]);
+            assert_eq!(folder_of(&lab, &worker.address).join("own").exists(), memory == Memory::Own, "{at}");
+            lab.restart_agent_with(&[("MVM_KILL_AT", point.name())]);
+            lab.settle();
+            let ahead = other.as_ref().map(|other| {
+                lab.mvm(&["instance", "start", other]);
+                let ahead = spare(&lab);
+                lab.mvm(&["instance", "stop", other]);
+                ahead
+            });
+            let before = launches(&lab);
+            interrupt(&mut lab, point, dies, &worker.address, "wake");
+            if let (Some(ahead), WakeCommitted, Dies::Agent) = (ahead, point, dies) {
+                assert_eq!(lab.info(&worker.address)["pid"], ahead, "the spare was taken");
+            }
+            worker.meets(&lab, &fate(point, dies), before, &at);
+        }
+    }
+}
+
+#[test]
+fn a_delta_is_woken_from_once_or_never_again() {
+    wake_table(Memory::Delta, &[Dies::Agent, Dies::AgentAndVmm]);
+}
+
+#[test]
+fn an_own_image_is_woken_from_once_or_never_again() {
+    wake_table(Memory::Own, &[Dies::Agent, Dies::AgentAndVmm]);
+}
+
+#[test]
+fn a_delta_in_a_spare_is_woken_from_once_or_never_again() {
+    wake_table(Memory::Spare, &[Dies::Agent, Dies::AgentAndVmm]);
+}
+
+#[test]
+fn a_clone_is_begun_anew_after_agent_or_vmm_died_in_the_middle_of_it() {
+    let mut lab = Workers::default().in_lab();
+    let mut worker = Worker::new(&lab, POOL);
+    let base = bases(&lab);
+    for dies in [Dies::Agent, Dies::AgentAndVmm] {
+        for point in points_of("clone") {
+            lab.mvm(&["instance", "stop", POOL]);
+            lab.restart_agent_with(&[("MVM_KILL_AT", point.name())]);
+            lab.settle();
+            interrupt(&mut lab, point, dies, POOL, "start");
+            let at = format!("{dies:?} at {}", point.name());
+            let (count, lines) = count(&lab);
+            worker.lines += 1;
+            assert_eq!((count, lines), (1, worker.lines), "{at}");
+            assert_eq!(how(&lab, POOL), "clone", "{at}: {}", lab.info(POOL));
+            assert_tidy(&lab);
+            assert_eq!(bases(&lab), base, "{at}");
+        }
+    }
+}
+
+#[test]
+fn a_pause_or_resume_keeps_the_memory_or_loses_it_with_the_vmm() {
+    let mut lab = Workers::default().in_lab();
+    let mut worker = Worker::new(&lab, POOL);
+    for dies in [Dies::Agent, Dies::AgentAndVmm] {
+        for point in points_of("warm") {
+            let act = if point == ResumeBegun { "resume" } else { "warm" };
+            if act == "resume" {
+                lab.mvm(&["instance", "warm", POOL]);
+            }
+            lab.restart_agent_with(&[("MVM_KILL_AT", point.name())]);
+            lab.settle();
+            let before = launches(&lab);
+            interrupt(&mut lab, point, dies, POOL, act);
+            let at = format!("{dies:?} at {}", point.name());
+            assert_eq!(lab.state(POOL), if dies == Dies::Agent { "running" } else { "failed" }, "{at}");
+            worker.meets(&lab, &fate(point, dies), before, &at);
+        }
+    }
+}
+
+#[test]
+fn a_base_is_made_again_after_the_agent_died_in_the_middle_of_it() {
+    let mut lab = Lab::without_agent();
+    let path = lab.file("deployment.toml", &Workers::default().manifest());
+    for point in points_of("base") {
+        lab.start_agent_with(&[("MVM_KILL_AT", point.name())]);
+        die_in(&mut lab, point.name(), &["deploy", path.to_str().unwrap()]);
+        lab.start_agent();
+        lab.mvm(&["deploy", path.to_str().unwrap()]);
+        lab.mvm(&["pool", "build", POOL]);
+        lab.wait_for("it runs", || lab.state(POOL) == "running");
+        assert_tidy(&lab);
+        assert_eq!(bases(&lab).len(), 1, "at {}: one base, and nothing of another", point.name());
+        lab.mvm(&["instance", "stop", POOL]);
+        lab.mvm(&["instance", "start", POOL]);
+        assert_eq!(how(&lab, POOL), "clone", "at {}", point.name());
+        lab.mvm(&["tenant", "destroy", "alice", "--force"]);
+        assert_eq!(bases(&lab), [""; 0].map(std::path::PathBuf::from), "they go with their tenant");
+        lab.stop_agent();
+    }
+}

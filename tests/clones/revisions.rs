@@ -1,0 +1,97 @@
+//! A pool's image over time: what runs or sleeps keeps its own, and what nothing refers to goes.
+
+use std::path::PathBuf;
+
+use mvm_harness::{Lab, assert_tidy, json};
+
+use crate::workers::{POOL, Workers, ask, bases, how, own_image, start_anew};
+
+/// Builds the pool's image so that it has another version.
+fn build(lab: &Lab, version: u32) -> String {
+    let source = std::fs::read_to_string(crate::workers::image().join("worker.py")).unwrap();
+    let changed = source.replace("VERSION = 1\n", &format!("VERSION = {version}\n"));
+    assert!(version == 1 || changed != source);
+    lab.file("worker/worker.py", &changed);
+    lab.mvm(&["pool", "build", POOL]);
+    revision(lab)
+}
+
+fn revision(lab: &Lab) -> String {
+    lab.json(&["pool", "info", POOL])["revision"].as_str().unwrap().to_owned()
+}
+
+/// Whether a revision's files are there.
+fn is_kept(lab: &Lab, revision: &str) -> bool {
+    let mut folders = vec![lab.data_dir().join("images")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().contains(revision) {
+                return true;
+            }
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    false
+}
+
+fn collect(lab: &Lab) -> Vec<PathBuf> {
+    lab.mvm(&["pool", "gc", POOL]);
+    bases(lab)
+}
+
+#[test]
+fn machines_keep_their_revision_and_base_until_they_start_anew_and_then_both_can_go() {
+    let lab = Lab::new();
+    let image = own_image(&lab);
+    Workers { image, running: 2, ..Workers::default() }.deploy(&lab);
+    let [first, second] = [0, 1].map(|index| lab.instances(POOL).remove(index));
+    let one = revision(&lab);
+    let base_of_one = bases(&lab);
+    for worker in [&first, &second] {
+        ask(&lab, worker, "memory.update(mark='from before') or 1");
+        lab.mvm(&["instance", "sleep", worker]);
+    }
+
+    // Built anew: both that sleep keep theirs.
+    let two = build(&lab, 2);
+    assert_ne!(one, two);
+    assert_eq!(collect(&lab).len(), 2, "the old base has deltas over it");
+    assert!(is_kept(&lab, &one) && is_kept(&lab, &two));
+    lab.mvm(&["instance", "wake", &first]);
+    assert_eq!(how(&lab, &first), "wake");
+    let told = ask(&lab, &first, "[version, memory['mark']]");
+    assert_eq!((&told[0], &told[1]), (&1.into(), &"from before".into()));
+    start_anew(&lab, &first);
+    assert_eq!(ask(&lab, &first, "[version, memory.get('mark')]"), json!([2, null]));
+
+    // And back.
+    lab.mvm(&["pool", "rollback", POOL]);
+    assert_eq!(revision(&lab), one);
+    assert_eq!(collect(&lab).len(), 2, "the first runs on the newer one");
+    start_anew(&lab, &first);
+    assert_eq!(ask(&lab, &first, "version"), 1);
+    assert_eq!(collect(&lab), base_of_one, "nothing needs the newer one now");
+    assert!(is_kept(&lab, &two), "it is one step away");
+    lab.mvm(&["instance", "wake", &second]);
+    assert_eq!(ask(&lab, &second, "[version, memory['mark']]"), json!([1, "from before"]));
+
+    // Two steps on: what runs keeps the first's files and base, and nothing of it is left afterwards.
+    assert_eq!(build(&lab, 2), two, "the same recipe is the same revision");
+    let three = build(&lab, 3);
+    start_anew(&lab, &first);
+    let kept = collect(&lab);
+    assert!(kept.contains(&base_of_one[0]) && is_kept(&lab, &one), "the second runs on it: {kept:?}");
+    lab.mvm(&["instance", "sleep", &second]);
+    assert!(collect(&lab).contains(&base_of_one[0]) && is_kept(&lab, &one), "the second sleeps over it");
+    lab.mvm(&["instance", "wake", &second]);
+    assert_eq!(ask(&lab, &second, "[version, memory['mark']]"), json!([1, "from before"]));
+    start_anew(&lab, &second);
+    assert_eq!(ask(&lab, &second, "version"), 3);
+    let left = collect(&lab);
+    assert!(left.len() == 1 && !left.contains(&base_of_one[0]), "{left:?}");
+    assert!(!is_kept(&lab, &one), "nothing needs the first revision any more");
+    assert!(is_kept(&lab, &two) && is_kept(&lab, &three), "the one it has, and the one before");
+    assert_tidy(&lab);
+}
