@@ -56,7 +56,7 @@ impl Host {
     /// Starts a machine that is to become a base, and gives its name.
     pub(crate) async fn start_base(&self, launch: BaseLaunch) -> Result<String, HostError> {
         let nameless = self.nameless("base");
-        let (name, tap, wanted) = (nameless.name.clone(), nameless.tap.clone(), launch.clone());
+        let (name, tap, wanted) = (nameless.name.clone(), nameless.tap, launch.clone());
         let data_bytes = mvm_image::disk::data_disk_bytes(launch.resources.data_disk_mib);
         let spec = self
             .blocking(move |inner| {
@@ -70,7 +70,7 @@ impl Host {
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         let network = launch.network;
-        let tap = self.blocking(move |inner| Ok(inner.networks.open_spare_tap(&network, &tap)?)).await?;
+        let tap = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
         let machine = match engine.launch(&spec, Some(tap), Start::Cold).await {
             Ok(machine) => machine,
             Err(error) => {

@@ -192,7 +192,7 @@ impl Host {
             self.blocking(move |inner| inner.move_in(instance, &spec.run_dir, &written)).await?;
             let (shape, target) = (own.shape.clone(), own.spec.clone());
             let naming =
-                self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, &tap, l.port.offset));
+                self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, tap, l.port.offset));
             let (named, machine) = tokio::join!(naming, machine.assign(&target, shape));
             named.and(Ok(machine?))
         };

@@ -44,7 +44,7 @@ pub(crate) struct Spare {
     fit: Fit,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) spec: MachineSpec,
-    pub(crate) tap: String,
+    pub(crate) tap: u32,
 }
 
 /// What a machine must have in common with a spare to be taken over by it.
@@ -125,7 +125,7 @@ impl Host {
 
     async fn start_spare(&self, order: &SpareOrder, fit: Fit) -> Result<Spare, HostError> {
         let nameless = self.nameless("spare");
-        let (tap, wanted) = (nameless.tap.clone(), order.clone());
+        let (tap, wanted) = (nameless.tap, order.clone());
         let spec = self
             .blocking(move |inner| {
                 let mut spec = inner.nameless_spec(&nameless, &wanted.revision, wanted.resources)?;
@@ -134,8 +134,8 @@ impl Host {
             })
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
-        let (name, network) = (tap.clone(), order.network);
-        let device = self.blocking(move |inner| Ok(inner.networks.open_spare_tap(&network, &name)?)).await?;
+        let network = order.network;
+        let device = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
         let start = Start::Spare { data_bytes: fit.data_bytes };
         match engine.launch(&spec, Some(device), start).await {
             Ok(machine) => {
