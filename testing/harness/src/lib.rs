@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use cleanup::remove as remove_lab;
 pub use http::{Connection, Response};
 pub use namespace::Namespace;
 pub use serde_json::{Value, json};
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Lab {
     folder: PathBuf,
+    run: PathBuf,
     mvm: PathBuf,
     namespace: Namespace,
     agent: Option<Child>,
@@ -44,10 +46,19 @@ impl Lab {
         let mvm = build::mvm();
         cleanup::remove_abandoned();
         let folder = cleanup::new_folder();
-        std::fs::create_dir_all(folder.join("files")).unwrap();
+        let run = folder.join("run");
+        Self::in_folders(mvm, folder, run)
+    }
+
+    /// A lab of a binary that is there already, in folders of the caller's choice. The namespace is named after `folder`;
+    /// `run` is short, because sockets lie in it. [`remove_lab`] removes what a lab leaves that is not dropped.
+    pub fn in_folders(mvm: PathBuf, folder: PathBuf, run: PathBuf) -> Self {
+        for made in [folder.join("data"), folder.join("files")] {
+            std::fs::create_dir_all(made).unwrap();
+        }
         let namespace = Namespace::new(&cleanup::name_of(&folder));
         namespace.run("ip", &["link", "set", "lo", "up"]);
-        Self { folder, mvm, namespace, agent: None }
+        Self { folder, run, mvm, namespace, agent: None }
     }
 
     /// Where the agent's lasting state is.
@@ -57,7 +68,7 @@ impl Lab {
 
     /// Where the agent's passing state is.
     pub fn run_dir(&self) -> PathBuf {
-        self.folder.join("run")
+        self.run.clone()
     }
 
     /// What stands for the host: where the agent runs and publishes ports.
@@ -149,6 +160,11 @@ impl Lab {
             .iter()
             .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
             .collect()
+    }
+
+    /// The agent's process, while it runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
     }
 
     /// Asks the agent to end, and waits for it.
