@@ -28,7 +28,9 @@ pub(crate) struct Running {
     uid: u32,
     /// What it was launched to load, until that is done.
     restore: Mutex<Option<Restore>>,
-    /// Its port's rules, which are made while the VMM starts.
+    /// Its port, until rules are made for it.
+    port: Mutex<Option<Launched>>,
+    /// These rules, which are made while the guest comes up.
     admission: tokio::sync::Mutex<Option<JoinHandle<Result<(), HostError>>>>,
     /// The check of the own image that it maps.
     check: tokio::sync::Mutex<Option<Check>>,
@@ -59,6 +61,7 @@ impl Running {
             machine,
             uid,
             restore: Mutex::default(),
+            port: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             check: tokio::sync::Mutex::default(),
             doomed: Arc::default(),
@@ -208,7 +211,7 @@ impl Host {
         }
     }
 
-    /// From here on the VMM is an instance's; the rules of its port are made meanwhile.
+    /// From here on the VMM is an instance's.
     fn begun(
         &self,
         instance: InstanceId,
@@ -216,13 +219,9 @@ impl Host {
         machine: Box<dyn Machine>,
         restore: Option<Restore>,
     ) -> ProcessIdentity {
-        let (host, admitted) = (self.clone(), launched.clone());
-        let admission = tokio::spawn(async move {
-            host.with_network(&admitted, |networks, l| networks.admit(&l.network, &l.port)).await
-        });
         let mut running = Running::new(machine, launched.spec.uid);
         running.restore = Mutex::new(restore);
-        running.admission = tokio::sync::Mutex::new(Some(admission));
+        running.port = Mutex::new(Some(launched.clone()));
         self.watch(instance, running)
     }
 
@@ -269,9 +268,18 @@ impl Host {
         process
     }
 
-    /// Lets a machine run; the own image that it maps is checked from now on.
+    /// Lets a machine run. While its guest comes up, its port's rules are made, and the own image that it maps is checked.
     pub(crate) async fn go_on_checked(&self, instance: InstanceId) -> Result<(), HostError> {
-        self.running(instance)?.machine.cont().await?;
+        let running = self.running(instance)?;
+        running.machine.cont().await?;
+        let port = running.port.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(launched) = port {
+            let host = self.clone();
+            let admission = tokio::spawn(async move {
+                host.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await
+            });
+            *running.admission.lock().await = Some(admission);
+        }
         self.check_own(instance).await
     }
 
