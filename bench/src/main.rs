@@ -26,7 +26,7 @@ struct Arguments {
     /// Measure these rows only
     #[arg(long, value_delimiter = ',', value_name = "ROW")]
     only: Vec<Row>,
-    /// Rounds of each row; those of slow rows are fewer
+    /// Rounds of each row; those of slow rows, and on a busy host, are fewer
     #[arg(long, default_value_t = 10)]
     rounds: usize,
 }

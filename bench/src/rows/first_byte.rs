@@ -22,7 +22,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let worker = only(bench, TENANT, "workers")?;
     let (mut first_byte, mut service) = (Sides::default(), Sides::default());
     ask(bench)?;
-    for _ in 0..bench.rounds {
+    for _ in bench.rounds(1) {
         settle();
         first_byte.raw.push_time(bench.raw.on_demand(source)?.ready);
         bench.mvm.act(&worker, Act::Sleep)?;
@@ -31,7 +31,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
         ask(bench)?;
         first_byte.mvm.push_time(begun.elapsed());
     }
-    for _ in 0..bench.fewer_rounds(3) {
+    for _ in bench.rounds(3) {
         bench.mvm.act(&worker, Act::Stop)?;
         settle();
         let start = bench.mvm.run(&worker, Act::Start)?;

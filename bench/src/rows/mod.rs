@@ -9,7 +9,7 @@ mod speed;
 use std::cell::OnceCell;
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use mvm_harness::checkout;
@@ -30,6 +30,10 @@ pub(crate) const MEM_MIB: u32 = 512;
 pub(crate) const BIG_MEM_MIB: u32 = 2048;
 /// Until a machine, and whatever an agent does behind it, is quiet.
 const SETTLE: Duration = Duration::from_millis(300);
+/// A row begins no further round after this.
+const ROW_TIME: Duration = Duration::from_secs(30);
+/// What every row has, however long they take.
+const LEAST_ROUNDS: usize = 2;
 /// Until a spare is there.
 const SPARE: Duration = Duration::from_millis(700);
 
@@ -89,8 +93,7 @@ impl Row {
 /// What rows share.
 #[derive(Debug)]
 pub struct Bench {
-    /// Rounds of a row.
-    pub rounds: usize,
+    rounds: usize,
     /// The engine by hand.
     pub raw: Raw,
     /// An agent with machines.
@@ -135,9 +138,12 @@ impl Bench {
         }
     }
 
-    /// Rounds of a row of which one takes so many times as long as others.
-    pub fn fewer_rounds(&self, times: usize) -> usize {
-        (self.rounds / times).max(2).min(self.rounds)
+    /// The rounds of a row of which one takes so many times as long as others. On a busy host there are fewer: the whole run is
+    /// to end in time.
+    pub fn rounds(&self, times: usize) -> impl Iterator<Item = usize> {
+        let most = (self.rounds / times).max(LEAST_ROUNDS).min(self.rounds);
+        let begun = Instant::now();
+        (0..most).take_while(move |round| *round < LEAST_ROUNDS || begun.elapsed() < ROW_TIME)
     }
 
     /// Compares the command lines of a machine on each side.

@@ -25,7 +25,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let instances = bench.mvm.instances(TENANT, "many")?;
     for (count, times) in COUNTS {
         let mut sides = Sides::default();
-        for _ in 0..bench.fewer_rounds(times) {
+        for _ in bench.rounds(times) {
             sides.raw.push_time(raw(bench, source, count)?);
             settle();
             let some = &instances[..count];

@@ -24,7 +24,7 @@ pub(super) fn clones(bench: &Bench, report: &mut Report) -> Result<()> {
     let (demand, spare) = (only(bench, "clone", "demand")?, only(bench, "clone", "spare")?);
     let (mut on_demand, mut with_spare) = (Sides::default(), Sides::default());
     let mut way = RawWay::default();
-    for _ in 0..bench.rounds {
+    for _ in bench.rounds(1) {
         let machine = bench.raw.on_demand(source)?;
         on_demand.raw.push_time(machine.ready);
         way.push(&machine);
@@ -112,14 +112,16 @@ pub(super) fn wakes(bench: &Bench, report: &mut Report, mib: u32) -> Result<()> 
     settle();
     let (mut on_demand, mut with_spare, mut sleep) = (Sides::default(), Sides::default(), Sides::default());
     let mut way = RawWay::default();
-    let rounds = bench.fewer_rounds(if mib >= 1024 { 3 } else { 1 });
-    for _ in 0..rounds {
+    for _ in bench.rounds(if mib >= 1024 { 3 } else { 1 }) {
         let machine = bench.raw.on_demand(source)?;
         on_demand.raw.push_time(machine.ready);
         way.push(&machine);
         if mib == 8 {
             settle();
             sleep.raw.push_time(bench.raw.sleep(machine)?.1);
+        } else {
+            // It must not run beside mvm's.
+            drop(machine);
         }
         sleep.mvm.push(bench.mvm.act(&demand, Act::Sleep)?.took_ms);
         settle();
