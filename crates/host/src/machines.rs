@@ -332,25 +332,21 @@ impl Host {
         process: Option<ProcessIdentity>,
     ) -> Result<(), HostError> {
         let running = self.all_running().remove(&instance);
-        match (running, process) {
-            (Some(running), _) => {
-                running.machine.kill().await?;
-                running.checked(true).await;
-                // Its rules may still be on their way in.
-                if let Err(error) = running.admitted().await {
-                    tracing::debug!(%instance, %error, "its port had not been admitted");
-                }
-            }
-            (None, Some(process)) => {
-                kill_process(&process).await?;
-            }
-            (None, None) => {}
+        if let Some(running) = &running
+            && let Err(error) = running.admitted().await
+        {
+            tracing::debug!(%instance, %error, "its port had not been admitted");
         }
-        let Ok(launched) = self.blocking(move |inner| inner.launched(instance)).await else {
-            // It was never launched in this boot of the host.
-            return Ok(());
+        // None where it was never launched in this boot of the host.
+        let launched = self.blocking(move |inner| inner.launched(instance)).await.ok();
+        let detached = async {
+            let Some(launched) = &launched else { return Ok(()) };
+            self.with_network(launched, |networks, l| networks.detach(&l.network, &l.port)).await
         };
-        self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
+        let (ended, detached) = tokio::join!(end(running.as_deref(), process), detached);
+        ended?;
+        detached?;
+        let Some(launched) = launched else { return Ok(()) };
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?.clone();
         self.blocking(move |_| Ok(engine.clear(&launched.spec)?)).await
     }
@@ -367,6 +363,21 @@ impl Host {
         })
         .await
     }
+}
+
+/// Ends a VMM, known or recorded.
+async fn end(running: Option<&Running>, process: Option<ProcessIdentity>) -> Result<(), HostError> {
+    match (running, process) {
+        (Some(running), _) => {
+            running.machine.kill().await?;
+            running.checked(true).await;
+        }
+        (None, Some(process)) => {
+            kill_process(&process).await?;
+        }
+        (None, None) => {}
+    }
+    Ok(())
 }
 
 impl Inner {
