@@ -29,6 +29,8 @@ pub struct BaseLaunch {
 #[derive(Default)]
 pub(crate) struct Bases {
     attached: Mutex<HashMap<String, Arc<BlockDevice>>>,
+    /// A base gets one device, also when several machines want it at once.
+    attaching: Mutex<()>,
     making: Mutex<HashMap<String, Arc<Making>>>,
 }
 
@@ -140,6 +142,10 @@ impl crate::host::Inner {
             folder: folder.clone(),
             node: device.node().to_owned(),
         };
+        if let Some(device) = self.bases.attached().get(id) {
+            return Ok(mapped(device));
+        }
+        let _one_at_a_time = self.bases.attaching.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = self.bases.attached().get(id) {
             return Ok(mapped(device));
         }

@@ -10,11 +10,15 @@ use seccompiler::{
 /// Loop devices' ioctls: `LOOP_CHANGE_FD` and `LOOP_SET_STATUS` need no privilege on a device one has
 /// open, and would replace a base for every machine that maps it.
 const LOOP_IOCTLS: u64 = 0x4c00;
+/// Block devices' ioctls: `BLKTRACESETUP` needs no privilege either, takes as much of the kernel's memory as it is told, and
+/// shows what others do with the base. A VMM needs none of them: its disks are files.
+const BLOCK_IOCTLS: u64 = 0x1200;
 const IOCTL_TYPE: u64 = 0xff00;
 /// The bit that marks x32's system calls, whose numbers would slip past the filter.
 const X32: u32 = 0x4000_0000;
 
-/// Refuses loop devices' ioctls with EPERM and kills the process at system calls of another architecture.
+/// Refuses block devices' ioctls and rings of system calls that no filter sees with EPERM, and kills the process at system
+/// calls of another architecture.
 ///
 /// Without KVM, which needs them, shared mappings are refused too: before Linux 6.6 a read-only device could be written by one.
 pub(super) fn install(kvm: bool) -> Result<(), Box<dyn std::error::Error>> {
@@ -22,13 +26,15 @@ pub(super) fn install(kvm: bool) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn program(kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
-    let loop_ioctl = SeccompRule::new(vec![SeccompCondition::new(
-        1,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::MaskedEq(IOCTL_TYPE),
-        LOOP_IOCTLS,
-    )?])?;
-    let mut rules = BTreeMap::from([(libc::SYS_ioctl, vec![loop_ioctl])]);
+    let ioctls = |kind| {
+        let of_kind = SeccompCmpOp::MaskedEq(IOCTL_TYPE);
+        SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, of_kind, kind)?])
+    };
+    let mut rules = BTreeMap::from([
+        (libc::SYS_ioctl, vec![ioctls(LOOP_IOCTLS)?, ioctls(BLOCK_IOCTLS)?]),
+        // Whatever the arguments.
+        (libc::SYS_io_uring_setup, Vec::new()),
+    ]);
     if !kvm {
         // MAP_SHARED_VALIDATE has this bit too, MAP_PRIVATE has not.
         let shared = libc::MAP_SHARED as u64;
@@ -69,16 +75,16 @@ mod tests {
     }
 
     #[test]
-    fn loop_devices_ioctls_are_refused_and_others_are_not() {
-        let (change_fd, set_status, other) = (0x4c06, 0x4c02, 0x5401);
+    fn block_devices_ioctls_are_refused_and_others_are_not() {
+        let (change_fd, set_status, trace, other) = (0x4c06, 0x4c02, 0xc048_1273, 0x5401);
         assert_eq!(error_of(change_fd), Some(libc::ENOTTY), "so it is without the filter");
         // A filter is its thread's own.
         let filtered = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
             install(true).unwrap();
-            [change_fd, set_status, 0xffff_ffff_0000_4c06, other].map(error_of)
+            [change_fd, set_status, 0xffff_ffff_0000_4c06, trace, other].map(error_of)
         });
         let refused = Some(libc::EPERM);
-        assert_eq!(filtered.join().unwrap(), [refused, refused, refused, Some(libc::ENOTTY)]);
+        assert_eq!(filtered.join().unwrap(), [refused, refused, refused, refused, Some(libc::ENOTTY)]);
     }
 }
