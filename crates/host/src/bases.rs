@@ -119,7 +119,8 @@ impl Host {
     }
 
     pub(crate) async fn remove_base(&self, id: String) -> Result<(), HostError> {
-        // What still maps it keeps the device, and with it the file's content, until it ends.
+        // One that waits for a machine of it would be the last to map it.
+        self.end_spares_of_base(&id).await?;
         self.inner.bases.attached().remove(&id);
         self.blocking(move |inner| Ok(mvm_vmm::remove_kept(&inner.paths.base(&id))?)).await
     }

@@ -165,9 +165,17 @@ impl Host {
 
     /// Ends the spares of a tenant, or all.
     pub(crate) async fn end_spares(&self, tenant: Option<TenantId>) -> Result<(), HostError> {
+        self.end_those(|spare| tenant.as_ref().is_none_or(|tenant| spare.tenant == *tenant)).await
+    }
+
+    /// Ends the spares that map a base.
+    pub(crate) async fn end_spares_of_base(&self, base: &str) -> Result<(), HostError> {
+        self.end_those(|spare| spare.fit.base == base).await
+    }
+
+    async fn end_those(&self, which: impl Fn(&Spare) -> bool) -> Result<(), HostError> {
         let _one_at_a_time = self.inner.spares.keeping.lock().await;
-        let of_tenant = |spare: &mut Spare| tenant.as_ref().is_none_or(|tenant| spare.tenant == *tenant);
-        let ending: Vec<Spare> = self.inner.spares.waiting().extract_if(.., of_tenant).collect();
+        let ending: Vec<Spare> = self.inner.spares.waiting().extract_if(.., |spare| which(spare)).collect();
         for spare in ending {
             end(spare).await?;
         }

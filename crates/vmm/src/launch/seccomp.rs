@@ -22,7 +22,8 @@ const X32: u32 = 0x4000_0000;
 ///
 /// Without KVM, which needs them, shared mappings are refused too: before Linux 6.6 a read-only device could be written by one.
 pub(super) fn install(kvm: bool) -> Result<(), Box<dyn std::error::Error>> {
-    Ok(seccompiler::apply_filter(&program(kvm)?)?)
+    seccompiler::apply_filter(&program(kvm)?)?;
+    Ok(seccompiler::apply_filter(&fatal()?)?)
 }
 
 fn program(kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
@@ -32,8 +33,9 @@ fn program(kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     };
     let mut rules = BTreeMap::from([
         (libc::SYS_ioctl, vec![ioctls(LOOP_IOCTLS)?, ioctls(BLOCK_IOCTLS)?]),
-        // Whatever the arguments.
+        // Whatever the arguments. The second one could hold up whoever reads the VMM's memory.
         (libc::SYS_io_uring_setup, Vec::new()),
+        (libc::SYS_userfaultfd, Vec::new()),
     ]);
     if !kvm {
         // MAP_SHARED_VALIDATE has this bit too, MAP_PRIVATE has not.
@@ -42,14 +44,33 @@ fn program(kvm: bool) -> Result<BpfProgram, seccompiler::BackendError> {
             SeccompCondition::new(3, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(shared), shared)?;
         rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![condition])?]);
     }
-    let filter: BpfProgram = SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-        TargetArch::x86_64,
-    )?
-    .try_into()?;
+    let filter = filter(rules, SeccompAction::Errno(libc::EPERM as u32))?;
     Ok(refuse_x32().into_iter().chain(filter).collect())
+}
+
+/// Calls that no VMM makes. QEMU's own filter ends only the thread that makes one, which would leave a machine without its
+/// main loop and its process there: this one ends the process.
+fn fatal() -> Result<BpfProgram, seccompiler::BackendError> {
+    let calls = [
+        libc::SYS_unshare,
+        libc::SYS_setns,
+        libc::SYS_mount,
+        libc::SYS_umount2,
+        libc::SYS_pivot_root,
+        libc::SYS_bpf,
+        libc::SYS_perf_event_open,
+        libc::SYS_keyctl,
+        libc::SYS_add_key,
+        libc::SYS_request_key,
+    ];
+    filter(calls.map(|call| (call, Vec::new())).into(), SeccompAction::KillProcess)
+}
+
+fn filter(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    matched: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    SeccompFilter::new(rules, SeccompAction::Allow, matched, TargetArch::x86_64)?.try_into()
 }
 
 /// Load the call's number; kill the process if it has x32's bit. (The architecture is the same for both.)
