@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "clones/attempts.rs"]
+mod attempts;
+
 #[path = "clones/confirmation.rs"]
 mod confirmation;
 
@@ -19,6 +22,12 @@ mod full_disk;
 
 #[path = "clones/identity.rs"]
 mod identity;
+
+#[path = "clones/injected.rs"]
+mod injected;
+
+#[path = "clones/isolation.rs"]
+mod isolation;
 
 #[path = "clones/pause.rs"]
 mod pause;

@@ -29,7 +29,7 @@ pub struct BaseLaunch {
 #[derive(Default)]
 pub(crate) struct Bases {
     attached: Mutex<HashMap<String, Arc<BlockDevice>>>,
-    /// One after another: of two devices of one base the first would go before its VMM has opened it.
+    /// A base gets one device, also when several machines want it at once.
     attaching: Mutex<()>,
     making: Mutex<HashMap<String, Arc<Making>>>,
 }
@@ -58,7 +58,7 @@ impl Host {
     /// Starts a machine that is to become a base, and gives its name.
     pub(crate) async fn start_base(&self, launch: BaseLaunch) -> Result<String, HostError> {
         let nameless = self.nameless("base");
-        let (name, tap, wanted) = (nameless.name.clone(), nameless.tap.clone(), launch.clone());
+        let (name, tap, wanted) = (nameless.name.clone(), nameless.tap, launch.clone());
         let data_bytes = mvm_image::disk::data_disk_bytes(launch.resources.data_disk_mib);
         let spec = self
             .blocking(move |inner| {
@@ -72,7 +72,7 @@ impl Host {
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         let network = launch.network;
-        let tap = self.blocking(move |inner| Ok(inner.networks.open_spare_tap(&network, &tap)?)).await?;
+        let tap = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
         let machine = match engine.launch(&spec, Some(tap), Start::Cold).await {
             Ok(machine) => machine,
             Err(error) => {
@@ -119,7 +119,8 @@ impl Host {
     }
 
     pub(crate) async fn remove_base(&self, id: String) -> Result<(), HostError> {
-        // What still maps it keeps the device, and with it the file's content, until it ends.
+        // One that waits for a machine of it would be the last to map it.
+        self.end_spares_of_base(&id).await?;
         self.inner.bases.attached().remove(&id);
         self.blocking(move |inner| Ok(mvm_vmm::remove_kept(&inner.paths.base(&id))?)).await
     }
@@ -142,6 +143,9 @@ impl crate::host::Inner {
             folder: folder.clone(),
             node: device.node().to_owned(),
         };
+        if let Some(device) = self.bases.attached().get(id) {
+            return Ok(mapped(device));
+        }
         let _one_at_a_time = self.bases.attaching.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = self.bases.attached().get(id) {
             return Ok(mapped(device));

@@ -28,7 +28,9 @@ pub(crate) struct Running {
     uid: u32,
     /// What it was launched to load, until that is done.
     restore: Mutex<Option<Restore>>,
-    /// Its port's rules, which are made while the VMM starts.
+    /// Its port, until rules are made for it.
+    port: Mutex<Option<Launched>>,
+    /// These rules, which are made while the guest comes up.
     admission: tokio::sync::Mutex<Option<JoinHandle<Result<(), HostError>>>>,
     /// The check of the own image that it maps.
     check: tokio::sync::Mutex<Option<Check>>,
@@ -59,6 +61,7 @@ impl Running {
             machine,
             uid,
             restore: Mutex::default(),
+            port: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             check: tokio::sync::Mutex::default(),
             doomed: Arc::default(),
@@ -197,7 +200,7 @@ impl Host {
             self.blocking(move |inner| inner.move_in(instance, &spec.run_dir, &written)).await?;
             let (shape, target) = (own.shape.clone(), own.spec.clone());
             let naming =
-                self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, &tap, l.port.offset));
+                self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, tap, l.port.offset));
             let (named, machine) = tokio::join!(naming, machine.assign(&target, shape));
             named.and(Ok(machine?))
         };
@@ -213,7 +216,7 @@ impl Host {
         }
     }
 
-    /// From here on the VMM is an instance's; the rules of its port are made meanwhile.
+    /// From here on the VMM is an instance's.
     fn begun(
         &self,
         instance: InstanceId,
@@ -221,13 +224,9 @@ impl Host {
         machine: Box<dyn Machine>,
         restore: Option<Restore>,
     ) -> ProcessIdentity {
-        let (host, admitted) = (self.clone(), launched.clone());
-        let admission = tokio::spawn(async move {
-            host.with_network(&admitted, |networks, l| networks.admit(&l.network, &l.port)).await
-        });
         let mut running = Running::new(machine, launched.spec.uid);
         running.restore = Mutex::new(restore);
-        running.admission = tokio::sync::Mutex::new(Some(admission));
+        running.port = Mutex::new(Some(launched.clone()));
         self.watch(instance, running)
     }
 
@@ -274,9 +273,18 @@ impl Host {
         process
     }
 
-    /// Lets a machine run; the own image that it maps is checked from now on.
+    /// Lets a machine run. While its guest comes up, its port's rules are made, and the own image that it maps is checked.
     pub(crate) async fn go_on_checked(&self, instance: InstanceId) -> Result<(), HostError> {
-        self.running(instance)?.machine.cont().await?;
+        let running = self.running(instance)?;
+        running.machine.cont().await?;
+        let port = running.port.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(launched) = port {
+            let host = self.clone();
+            let admission = tokio::spawn(async move {
+                host.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await
+            });
+            *running.admission.lock().await = Some(admission);
+        }
         self.check_own(instance).await
     }
 
@@ -333,25 +341,21 @@ impl Host {
         process: Option<ProcessIdentity>,
     ) -> Result<(), HostError> {
         let running = self.all_running().remove(&instance);
-        match (running, process) {
-            (Some(running), _) => {
-                running.machine.kill().await?;
-                running.checked(true).await;
-                // Its rules may still be on their way in.
-                if let Err(error) = running.admitted().await {
-                    tracing::debug!(%instance, %error, "its port had not been admitted");
-                }
-            }
-            (None, Some(process)) => {
-                kill_process(&process).await?;
-            }
-            (None, None) => {}
+        if let Some(running) = &running
+            && let Err(error) = running.admitted().await
+        {
+            tracing::debug!(%instance, %error, "its port had not been admitted");
         }
-        let Ok(launched) = self.blocking(move |inner| inner.launched(instance)).await else {
-            // It was never launched in this boot of the host.
-            return Ok(());
+        // None where it was never launched in this boot of the host.
+        let launched = self.blocking(move |inner| inner.launched(instance)).await.ok();
+        let detached = async {
+            let Some(launched) = &launched else { return Ok(()) };
+            self.with_network(launched, |networks, l| networks.detach(&l.network, &l.port)).await
         };
-        self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
+        let (ended, detached) = tokio::join!(end(running.as_deref(), process), detached);
+        ended?;
+        detached?;
+        let Some(launched) = launched else { return Ok(()) };
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?.clone();
         self.blocking(move |_| Ok(engine.clear(&launched.spec)?)).await
     }
@@ -368,6 +372,21 @@ impl Host {
         })
         .await
     }
+}
+
+/// Ends a VMM, known or recorded.
+async fn end(running: Option<&Running>, process: Option<ProcessIdentity>) -> Result<(), HostError> {
+    match (running, process) {
+        (Some(running), _) => {
+            running.machine.kill().await?;
+            running.checked(true).await;
+        }
+        (None, Some(process)) => {
+            kill_process(&process).await?;
+        }
+        (None, None) => {}
+    }
+    Ok(())
 }
 
 impl Inner {

@@ -16,8 +16,8 @@ use crate::host::{Host, Inner};
 pub(crate) struct Nameless {
     /// Its name, which it keeps when it becomes an instance's.
     pub(crate) name: String,
-    /// Its tap's name, until then.
-    pub(crate) tap: String,
+    /// Its tap's number, until then.
+    pub(crate) tap: u32,
     pub(crate) uid: u32,
     pub(crate) run_dir: PathBuf,
 }
@@ -47,7 +47,7 @@ impl Host {
         let short = format!("{kind}{number}");
         Nameless {
             name: format!("mvm-{}-{short}", self.inner.tag.as_str()),
-            tap: short.clone(),
+            tap: number,
             uid,
             run_dir: self.paths().nameless().join(short),
         }

@@ -44,7 +44,7 @@ pub(crate) struct Spare {
     fit: Fit,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) spec: MachineSpec,
-    pub(crate) tap: String,
+    pub(crate) tap: u32,
 }
 
 /// What a machine must have in common with a spare to be taken over by it.
@@ -127,7 +127,7 @@ impl Host {
 
     async fn start_spare(&self, order: &SpareOrder, fit: Fit) -> Result<Spare, HostError> {
         let nameless = self.nameless("spare");
-        let (tap, wanted) = (nameless.tap.clone(), order.clone());
+        let (tap, wanted) = (nameless.tap, order.clone());
         let spec = self
             .blocking(move |inner| {
                 let mut spec = inner.nameless_spec(&nameless, &wanted.revision, wanted.resources)?;
@@ -136,8 +136,8 @@ impl Host {
             })
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
-        let (name, network) = (tap.clone(), order.network);
-        let device = self.blocking(move |inner| Ok(inner.networks.open_spare_tap(&network, &name)?)).await?;
+        let network = order.network;
+        let device = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
         let start = Start::Spare { data_bytes: fit.data_bytes };
         match engine.launch(&spec, Some(device), start).await {
             Ok(machine) => {
@@ -167,9 +167,17 @@ impl Host {
 
     /// Ends the spares of a tenant, or all.
     pub(crate) async fn end_spares(&self, tenant: Option<TenantId>) -> Result<(), HostError> {
+        self.end_those(|spare| tenant.as_ref().is_none_or(|tenant| spare.tenant == *tenant)).await
+    }
+
+    /// Ends the spares that map a base.
+    pub(crate) async fn end_spares_of_base(&self, base: &str) -> Result<(), HostError> {
+        self.end_those(|spare| spare.fit.base == base).await
+    }
+
+    async fn end_those(&self, which: impl Fn(&Spare) -> bool) -> Result<(), HostError> {
         let _one_at_a_time = self.inner.spares.keeping.lock().await;
-        let of_tenant = |spare: &mut Spare| tenant.as_ref().is_none_or(|tenant| spare.tenant == *tenant);
-        let ending: Vec<Spare> = self.inner.spares.waiting().extract_if(.., of_tenant).collect();
+        let ending: Vec<Spare> = self.inner.spares.waiting().extract_if(.., |spare| which(spare)).collect();
         for spare in ending {
             end(spare).await?;
         }

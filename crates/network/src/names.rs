@@ -17,6 +17,18 @@ pub(crate) const TABLE_PREFIX: &str = "mvm_";
 /// The tenant's end of its uplink.
 pub(crate) const UPLINK_LINK: &str = "uplink";
 
+const WAITING_TAP: &str = "wait";
+
+/// The name of a tap that is made ahead of the machine it will be of.
+pub(crate) fn waiting_tap(number: u32) -> String {
+    format!("{WAITING_TAP}{number}")
+}
+
+/// Whether a link has the name of such a tap.
+pub(crate) fn is_waiting_tap(name: &str) -> bool {
+    name.strip_prefix(WAITING_TAP).is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 /// A short id of an agent's data folder: six hexadecimal digits in the names of everything it makes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use mvm_model::NetId;
 use serde::{Deserialize, Serialize};
 
+use crate::names::waiting_tap;
 use crate::namespace::Namespace;
 use crate::verify::{Expected, Finding};
 use crate::{
@@ -97,20 +98,20 @@ impl Networks {
         inside.run(|| tenant::open_tap(network, offset, inside.name()))
     }
 
-    /// Makes a tap ahead of the machine that it will be of, under a name of the caller's: down, of no bridge, and gone when its
-    /// last descriptor is closed.
-    pub fn open_spare_tap(&self, network: &TenantNetwork, name: &str) -> Result<OwnedFd> {
+    /// Makes a tap ahead of the machine that it will be of, known by a number of the caller's: down, of no bridge, and gone when
+    /// its last descriptor is closed.
+    pub fn open_waiting_tap(&self, network: &TenantNetwork, number: u32) -> Result<OwnedFd> {
         let inside = self.inside(network)?;
-        inside.run(|| tenant::open_named_tap(name.to_owned(), inside.name()))
+        inside.run(|| tenant::open_named_tap(waiting_tap(number), inside.name()))
     }
 
     /// Makes a tap that was made ahead the one of the machine at this offset. It stays down until [`Self::admit`].
     ///
     /// # Errors
     /// [`Error::NoTap`] where its VMM has ended.
-    pub fn assign_tap(&self, network: &TenantNetwork, name: &str, offset: u16) -> Result<()> {
+    pub fn assign_tap(&self, network: &TenantNetwork, number: u32, offset: u16) -> Result<()> {
         let inside = self.inside(network)?;
-        inside.run(|| tenant::assign_tap(network, name, offset, inside.name()))
+        inside.run(|| tenant::assign_tap(network, &waiting_tap(number), offset, inside.name()))
     }
 
     /// Puts an existing tap on the bridge, its source checks and egress first; of one that is there already, replaces

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use mvm_model::network::BRIDGE_OFFSET;
 use serde::{Deserialize, Serialize};
 
-use crate::names::UPLINK_LINK;
+use crate::names::{UPLINK_LINK, is_waiting_tap};
 use crate::namespace::Namespace;
 use crate::netlink::{Link, Netlink};
 use crate::nft::Ruleset;
@@ -274,7 +274,9 @@ fn ports(report: &mut Report<'_>, netlink: &mut Netlink, tenant: &Expected) -> R
             report.add(&format!("source checks at tap {name}"), "hooked in", "nothing", REPAIR_PORT);
         }
     }
-    for link in links.iter().filter(|link| !known.contains(&link.name)) {
+    // Down and of no bridge, a tap that waits for its machine does nothing.
+    let waits = |link: &Link| is_waiting_tap(&link.name) && !link.up && link.bridge.is_none();
+    for link in links.iter().filter(|link| !known.contains(&link.name) && !waits(link)) {
         report.findings.push(leftover(format!("link {} in {}", link.name, report.place)));
     }
     Ok(missing)

@@ -98,10 +98,10 @@ impl GuestMemory {
         sys::read_process(self.process()?, address, buffer)
     }
 
-    /// Writes neighbouring pages.
-    pub(crate) fn write(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
-        let address = self.address(first, bytes.len())?;
-        sys::write_process(self.process()?, address, bytes)
+    /// Writes pieces of neighbouring pages, each by its first page.
+    pub(crate) fn write(&self, pieces: &[(u64, &[u8])]) -> io::Result<()> {
+        let placed = pieces.iter().map(|(first, bytes)| Ok((self.address(*first, bytes.len())?, *bytes)));
+        sys::write_process(self.process()?, &placed.collect::<io::Result<Vec<_>>>()?)
     }
 
     fn process(&self) -> io::Result<i32> {
@@ -168,7 +168,7 @@ pub(crate) mod tests {
         let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
         let memory = GuestMemory::new(std::process::id(), start, GUEST_PAGES * PAGE, false).unwrap();
         for (page, value) in pages {
-            memory.write(*page, &[*value; PAGE as usize]).unwrap();
+            memory.write(&[(*page, &[*value; PAGE as usize])]).unwrap();
         }
         Guest { _block: block, memory }
     }
@@ -198,13 +198,13 @@ pub(crate) mod tests {
         let start = (block.as_ptr() as u64).next_multiple_of(PAGE);
         let memory = GuestMemory::new(std::process::id(), start, 32 << 20, false).unwrap();
         assert_eq!(memory.private_runs().unwrap(), []);
-        memory.write(5, &[7; 4096]).unwrap();
+        memory.write(&[(5, &[7; 4096])]).unwrap();
         let mut page = [0; 4096];
         memory.read(5, &mut page).unwrap();
         assert_eq!(page, [7; 4096]);
         let written: u64 = memory.private_runs().unwrap().iter().map(|run| run.count).sum();
         assert!(written >= 1, "huge pages may make it more");
-        assert!(memory.write((32 << 20) / PAGE, &[0; 4096]).is_err());
+        assert!(memory.write(&[((32 << 20) / PAGE, &[0; 4096])]).is_err());
         assert!(memory.read(u64::MAX, &mut page).is_err());
         drop(block);
     }

@@ -38,7 +38,7 @@ impl ProcessIdentity {
     /// The identity of the live process with this pid.
     ///
     /// # Errors
-    /// [`Error::Gone`] if there is none, or only a zombie.
+    /// [`Error::Gone`] if there is none, or only a zombie without threads that go on.
     pub fn of(pid: u32) -> Result<Self> {
         let start_ticks = live_since(pid)?.ok_or(Error::Gone { pid })?;
         Ok(Self { pid, start_ticks, boot_id: boot_id()? })
@@ -96,11 +96,14 @@ fn live_since(pid: u32) -> Result<Option<u64>> {
     }
 }
 
-/// Reads the fields `state` and `starttime` of proc(5)'s stat line; the name before them may hold anything.
+/// Reads the fields `state`, `num_threads` and `starttime` of proc(5)'s stat line; the name before them may hold anything.
+///
+/// A process whose first thread alone has ended is a zombie with threads: it has not ended, and must not get away so.
 fn parse_stat(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    if matches!(state, "Z" | "X") && threads <= 1 { None } else { fields.nth(1)?.parse().ok() }
 }
 
 /// Kills a process and waits until it has ended. Returns whether it was still alive.
@@ -145,9 +148,12 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_and_spaces_does_not_confuse() {
-        let rest = (5..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(parse_stat(&format!("7 (a) Z (b) S 4 {rest}")), Some(22));
-        assert_eq!(parse_stat(&format!("7 (a) Z 4 {rest}")), None);
+        let rest = (4..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        let alone = rest.replace(" 20 ", " 1 ");
+        assert_eq!(parse_stat(&format!("7 (a) Z (b) S {rest}")), Some(22));
+        assert_eq!(parse_stat(&format!("7 (a) S {alone}")), Some(22));
+        assert_eq!(parse_stat(&format!("7 (a) Z {alone}")), None);
+        assert_eq!(parse_stat(&format!("7 (a) Z {rest}")), Some(22), "its other threads go on");
         assert_eq!(parse_stat("7 (cut"), None);
     }
 
@@ -157,6 +163,24 @@ mod tests {
         assert!(me.is_alive().unwrap());
         assert!(!ProcessIdentity { start_ticks: me.start_ticks + 1, ..me.clone() }.is_alive().unwrap());
         assert!(!ProcessIdentity { boot_id: "another".into(), ..me }.is_alive().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_process_without_its_first_thread_is_killed_all_the_same() {
+        // In Python, as only a program's own first thread can end so.
+        let program = "import ctypes, threading, time\n\
+                       threading.Thread(target=time.sleep, args=(1000,)).start()\n\
+                       ctypes.CDLL(None).syscall(60, 0)";
+        let mut child = std::process::Command::new("python3").args(["-c", program]).spawn().unwrap();
+        let state = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        while !state().contains(") Z ") {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let identity = ProcessIdentity::of(child.id()).unwrap();
+        assert!(kill_process(&identity).await.unwrap());
+        // Whoever waited first.
+        let _ = child.wait();
+        assert!(!identity.is_alive().unwrap());
     }
 
     #[tokio::test]

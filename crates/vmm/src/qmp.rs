@@ -21,6 +21,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest answer that is read; the longest real one has some 100 KiB.
 const LONGEST_LINE: usize = 4 << 20;
 
+/// Events that wait to be taken.
+const EVENTS: usize = 64;
+
 /// A command that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
@@ -87,21 +90,19 @@ impl Drop for Qmp {
 
 impl Qmp {
     /// Connects to the monitor's socket. The events end when the connection does.
-    pub(crate) async fn connect(path: &Path) -> Result<(Self, mpsc::UnboundedReceiver<Event>), QmpError> {
+    pub(crate) async fn connect(path: &Path) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
         Self::negotiate(UnixStream::connect(path).await?).await
     }
 
     /// Waits for the greeting and leaves negotiation mode.
-    pub(crate) async fn negotiate(
-        stream: UnixStream,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Event>), QmpError> {
+    pub(crate) async fn negotiate(stream: UnixStream) -> Result<(Self, mpsc::Receiver<Event>), QmpError> {
         let stream = Arc::new(stream);
         let mut lines = Lines { stream: Arc::clone(&stream), buffer: Vec::new() };
         let greeting = timeout(PATIENCE, lines.next()).await.map_err(|_| silent("greeting", PATIENCE))??;
         if greeting.get("QMP").is_none() {
             return Err(QmpError::Nonsense(format!("{greeting} for a greeting")));
         }
-        let (events, received) = mpsc::unbounded_channel();
+        let (events, received) = mpsc::channel(EVENTS);
         let waiting = Arc::new(Waiting(Mutex::new(Some(HashMap::new()))));
         let reader = tokio::spawn(read(lines, Arc::clone(&waiting), events));
         let monitor = Self { stream, turn: tokio::sync::Mutex::new(0), waiting, reader };
@@ -210,7 +211,7 @@ impl Lines {
 }
 
 /// Hands every answer to who waits for it, until the connection ends.
-async fn read(mut lines: Lines, waiting: Arc<Waiting>, events: mpsc::UnboundedSender<Event>) {
+async fn read(mut lines: Lines, waiting: Arc<Waiting>, events: mpsc::Sender<Event>) {
     loop {
         match lines.next().await {
             Ok(message) => dispatch(message, &waiting, &events),
@@ -224,11 +225,11 @@ async fn read(mut lines: Lines, waiting: Arc<Waiting>, events: mpsc::UnboundedSe
     waiting.lock().take();
 }
 
-fn dispatch(mut message: Value, waiting: &Waiting, events: &mpsc::UnboundedSender<Event>) {
+fn dispatch(mut message: Value, waiting: &Waiting, events: &mpsc::Sender<Event>) {
     tracing::trace!(%message, "from QEMU");
     if let Some(name) = message.get("event").and_then(Value::as_str) {
-        // Nobody has to listen.
-        let _ = events.send(Event { name: name.to_owned(), data: message["data"].take() });
+        // Nobody has to listen, and a VMM that tells more than is taken loses the rest.
+        let _ = events.try_send(Event { name: name.to_owned(), data: message["data"].take() });
         return;
     }
     let answer = match message.get("error") {

@@ -19,17 +19,27 @@ pub(crate) fn read_process(pid: i32, address: u64, buffer: &mut [u8]) -> io::Res
     all(moved, buffer.len())
 }
 
-/// Writes `bytes` into another process's memory at `address`, all of them.
+/// The most pieces that one call moves.
+const PIECES: usize = 1024;
+
+/// Writes bytes into another process's memory, each piece at its address, all of them.
 ///
 /// # Errors
-/// If the range is not wholly writable or the process may not be changed.
-pub(crate) fn write_process(pid: i32, address: u64, bytes: &[u8]) -> io::Result<()> {
-    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
-    // SAFETY: `local` describes `bytes`, which the kernel only reads; `remote` is an address in another
-    // process, which the kernel checks.
-    let moved = unsafe { libc::process_vm_writev(pid, &local, 1, &remote, 1, 0) };
-    all(moved, bytes.len())
+/// If a range is not wholly writable or the process may not be changed.
+pub(crate) fn write_process(pid: i32, pieces: &[(u64, &[u8])]) -> io::Result<()> {
+    for pieces in pieces.chunks(PIECES) {
+        let of = |base: *mut libc::c_void, bytes: &[u8]| libc::iovec { iov_base: base, iov_len: bytes.len() };
+        let local: Vec<_> =
+            pieces.iter().map(|(_, bytes)| of(bytes.as_ptr().cast_mut().cast(), bytes)).collect();
+        let remote: Vec<_> =
+            pieces.iter().map(|(address, bytes)| of(*address as *mut libc::c_void, bytes)).collect();
+        let count = local.len() as libc::c_ulong;
+        // SAFETY: `local` describes the pieces' bytes, which the kernel only reads; `remote` has addresses in another
+        // process, which the kernel checks. Both lists live for the call and have `count` entries.
+        let moved = unsafe { libc::process_vm_writev(pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
+        all(moved, pieces.iter().map(|(_, bytes)| bytes.len()).sum())?;
+    }
+    Ok(())
 }
 
 fn all(moved: isize, wanted: usize) -> io::Result<()> {

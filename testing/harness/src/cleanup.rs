@@ -63,7 +63,7 @@ pub(crate) fn remove_abandoned() {
 }
 
 /// Ends and removes everything that belongs to a lab.
-pub(crate) fn remove(folder: &Path) {
+pub fn remove(folder: &Path) {
     let tag = tag_of(&folder.join("data"));
     end_agent(folder);
     for pid in vmms(&tag) {

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use cleanup::remove as remove_lab;
 pub use crash::{answered, assert_tidy, die_in, kill_at};
 pub use echo::{Echo, echo, echo_image, now};
 pub use http::{Connection, Response};
@@ -36,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Lab {
     folder: PathBuf,
+    run: PathBuf,
     mvm: PathBuf,
     namespace: Namespace,
     agent: Option<Child>,
@@ -54,10 +56,19 @@ impl Lab {
         let mvm = build::mvm();
         cleanup::remove_abandoned();
         let folder = cleanup::new_folder();
-        std::fs::create_dir_all(folder.join("files")).unwrap();
+        let run = folder.join("run");
+        Self::in_folders(mvm, folder, run)
+    }
+
+    /// A lab of a binary that is there already, in folders of the caller's choice. The namespace is named after `folder`;
+    /// `run` is short, because sockets lie in it. [`remove_lab`] removes what a lab leaves that is not dropped.
+    pub fn in_folders(mvm: PathBuf, folder: PathBuf, run: PathBuf) -> Self {
+        for made in [folder.join("data"), folder.join("files")] {
+            std::fs::create_dir_all(made).unwrap();
+        }
         let namespace = Namespace::new(&cleanup::name_of(&folder));
         namespace.run("ip", &["link", "set", "lo", "up"]);
-        Self { folder, mvm, namespace, agent: None }
+        Self { folder, run, mvm, namespace, agent: None }
     }
 
     /// A lab whose data folder is a file system of its own, of so many MiB; its agent is not started yet.
@@ -78,7 +89,7 @@ impl Lab {
 
     /// Where the agent's passing state is.
     pub fn run_dir(&self) -> PathBuf {
-        self.folder.join("run")
+        self.run.clone()
     }
 
     /// What stands for the host: where the agent runs and publishes ports.
@@ -170,6 +181,11 @@ impl Lab {
             .iter()
             .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
             .collect()
+    }
+
+    /// The agent's process, while it runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
     }
 
     /// Asks the agent to end, and waits for it.

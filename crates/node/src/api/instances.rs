@@ -1,5 +1,6 @@
 //! Instances: listing, acts, programs and logs inside.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -92,12 +93,12 @@ pub async fn list(
     }
     let pools = agent.store.read(|tx| crate::store::pools(tx, None)).await?;
     let machines = agent.machines(|machine| filter.takes(machine));
+    let roles: HashMap<_, _> = pools.iter().map(|p| ((&p.tenant, &p.spec.id), p.spec.role)).collect();
     let mut list: Vec<InstanceSummary> = machines
         .iter()
         .filter_map(|machine| {
-            let place = &machine.place;
-            let pool = pools.iter().find(|p| p.tenant == place.tenant && p.spec.id == place.pool)?;
-            Some(summary(machine, pool.spec.role))
+            let role = roles.get(&(&machine.place.tenant, &machine.place.pool))?;
+            Some(summary(machine, *role))
         })
         .collect();
     list.sort_by(|a, b| (&a.tenant, &a.pool, a.id).cmp(&(&b.tenant, &b.pool, b.id)));

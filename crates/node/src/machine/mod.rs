@@ -98,16 +98,38 @@ type Reply<T> = oneshot::Sender<Result<T, ActError>>;
 
 /// What is asked of a machine's task.
 enum Command {
-    Run { asker: Asker, reply: Reply<Outcome> },
-    Hold { reply: Reply<Lease> },
-    Sleep { asker: Asker, reply: Reply<Outcome> },
-    Warm { asker: Asker, reply: Reply<Outcome> },
-    Stop { reply: Reply<Outcome> },
-    Destroy { reply: Reply<()> },
-    Session { reply: Reply<(Link, Lease)> },
-    Settled { reply: Reply<()> },
-    Refresh { reply: Reply<()> },
-    Ended(MachineEnded),
+    Run {
+        asker: Asker,
+        reply: Reply<Outcome>,
+    },
+    Hold {
+        reply: Reply<Lease>,
+    },
+    Sleep {
+        asker: Asker,
+        reply: Reply<Outcome>,
+    },
+    Warm {
+        asker: Asker,
+        reply: Reply<Outcome>,
+    },
+    Stop {
+        reply: Reply<Outcome>,
+    },
+    Destroy {
+        reply: Reply<()>,
+    },
+    Session {
+        reply: Reply<(Link, Lease)>,
+    },
+    Settled {
+        reply: Reply<()>,
+    },
+    Refresh {
+        reply: Reply<()>,
+    },
+    /// Boxed: every mailbox keeps room for some commands, each as large as the largest.
+    Ended(Box<MachineEnded>),
 }
 
 /// What others may see of a machine.
@@ -227,7 +249,7 @@ impl Machine {
 
     /// Tells it that its VMM has ended.
     pub fn ended(&self, event: MachineEnded) {
-        let _ = self.mailbox.send(Command::Ended(event));
+        let _ = self.mailbox.send(Command::Ended(Box::new(event)));
     }
 
     /// What it is now.

@@ -84,8 +84,9 @@ pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Add
 }
 
 impl Task {
+    /// Acts are boxed while they last: a task that waits, as most do, is then only as large as what it waits for.
     async fn run(mut self) {
-        self.recover().await;
+        Box::pin(self.recover()).await;
         self.settling = false;
         self.show();
         let mut clock = tokio::time::interval(CLOCK_EVERY);
@@ -101,11 +102,11 @@ impl Task {
                         self.restart.at = None;
                         self.restart.attempts += 1;
                         // A failure is kept in the row, and schedules the next attempt.
-                        let _ = self.bring_up(Asker::Policy).await;
+                        let _ = Box::pin(self.bring_up(Asker::Policy)).await;
                         continue;
                     }
                     _ = clock.tick() => {
-                        self.tend().await;
+                        Box::pin(self.tend()).await;
                         continue;
                     }
                 }
@@ -113,14 +114,14 @@ impl Task {
             match command {
                 None => return,
                 Some(Command::Destroy { reply }) => {
-                    let destroyed = self.destroy().await;
+                    let destroyed = Box::pin(self.destroy()).await;
                     let gone = destroyed.is_ok();
                     let _ = reply.send(destroyed);
                     if gone {
                         return;
                     }
                 }
-                Some(command) => self.handle(command).await,
+                Some(command) => Box::pin(self.handle(command)).await,
             }
         }
     }

@@ -113,10 +113,13 @@ impl Started {
 /// What a guest's memory is a copy of.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum MemorySource {
-    /// A read-only block device, whose node is made in the VMM's own /dev.
+    /// A read-only block device, whose node is made in a folder of the VMM's own. The agent takes the node away once the VMM
+    /// has opened it: a number may come to mean another device, an open one does not.
     Device {
         /// Its major and minor number.
         number: (u32, u32),
+        /// The folder on the host, which the VMM sees.
+        folder: PathBuf,
     },
     /// A file of its own, which QEMU opens for writing.
     File(PathBuf),

@@ -57,8 +57,14 @@ fn show_system(root: &Path, path: &Path) -> Result<()> {
 fn show_memory(plan: &Plan) -> Result<()> {
     match &plan.memory {
         None => Ok(()),
-        Some((MemorySource::Device { number: (major, minor) }, to)) => {
-            make_node(plan, &inside(&plan.root, to), FileType::BlockDevice, makedev(*major, *minor))
+        Some((MemorySource::Device { number: (major, minor), folder }, to)) => {
+            make_folder(folder)?;
+            let name = to.file_name().unwrap_or_default();
+            make_node(plan, &folder.join(name), FileType::BlockDevice, makedev(*major, *minor))?;
+            let to = inside(&plan.root, to.parent().unwrap_or(to));
+            bind(folder, &to)?;
+            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
+            mount_remount(&to, flags, c"").doing(|| format!("show {} to the VMM", folder.display()))
         }
         Some((MemorySource::File(from), to)) => {
             let to = inside(&plan.root, to);

@@ -18,7 +18,7 @@ pub(super) const CONTROL_ID: &str = "control";
 pub(super) const KERNEL: &str = "/boot/kernel";
 pub(super) const INITRD: &str = "/boot/initrd";
 /// Where the VMM sees what its memory is a copy of.
-pub(super) const SHARED_MEMORY: &str = "/dev/base";
+pub(super) const SHARED_MEMORY: &str = "/base/memory";
 pub(super) const OWN_MEMORY: &str = "/memory";
 
 /// The node of the data disk that the device is on, and what limits it.

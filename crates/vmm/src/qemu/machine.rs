@@ -38,6 +38,8 @@ const EAGER: Duration = Duration::from_millis(10);
 const SOON: Duration = Duration::from_millis(1);
 /// The largest device state that is believed.
 const LARGEST_STATE: u64 = 64 << 20;
+/// How often a machine's failing disk is logged.
+const TOLD_FAILURES: u32 = 10;
 /// Name of a descriptor in the monitor.
 const STATE: &str = "state";
 /// The data disk of a machine that was a spare: its descriptor's set, and its node below the filter.
@@ -348,7 +350,7 @@ impl Machine for QemuMachine {
 /// Publishes the end of a process once it has ended, with what its monitor said before.
 async fn watch_end(
     process: OwnedFd,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::Receiver<Event>,
     cgroup: Cgroup,
     ended: watch::Sender<Option<Ended>>,
 ) {
@@ -364,13 +366,17 @@ async fn watch_end(
 }
 
 /// Takes every event, so that none piles up, and returns why the machine was shut down, if it says.
-async fn listen(mut events: mpsc::UnboundedReceiver<Event>) -> Option<Shutdown> {
-    let mut shutdown = None;
+async fn listen(mut events: mpsc::Receiver<Event>) -> Option<Shutdown> {
+    let (mut shutdown, mut failures) = (None, 0);
     while let Some(Event { name, data }) = events.recv().await {
         match name.as_str() {
             "SHUTDOWN" => shutdown = data["reason"].as_str().map(Shutdown::from_reason),
-            "BLOCK_IO_ERROR" => tracing::warn!(%data, "a machine's disk fails"),
-            _ => tracing::debug!(name, %data, "event"),
+            "BLOCK_IO_ERROR" if failures < TOLD_FAILURES => {
+                failures += 1;
+                let (device, reason) = (data["device"].as_str(), data["reason"].as_str());
+                tracing::warn!(device, reason, "a machine's disk fails");
+            }
+            _ => tracing::trace!(name, "event"),
         }
     }
     shutdown

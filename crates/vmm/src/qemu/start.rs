@@ -27,6 +27,8 @@ pub(super) const CONSOLE: &str = "console.log";
 pub(super) const IDENTITY: &str = "process.json";
 const LOG: &str = "vmm.log";
 const ROOT: &str = "root";
+/// The folder with the node of the base's device, until that is open.
+const BASE: &str = "base";
 
 /// The least that the VMM's files may grow to, in bytes: logs and device state.
 const LEAST_FILE_LIMIT: u64 = 64 << 20;
@@ -122,13 +124,23 @@ fn memory_source(spec: &MachineSpec) -> Result<Option<(MemorySource, PathBuf)>> 
         MemoryBase::Shared { node, .. } => {
             let device = fs::metadata(node).doing(|| format!("examine {}", node.display()))?.rdev();
             let number = (major(device), minor(device));
-            Ok(Some((MemorySource::Device { number }, SHARED_MEMORY.into())))
+            let folder = spec.run_dir.join(BASE);
+            // An earlier machine's, whose agent died before it took it away.
+            remove_if_there(&folder)?;
+            Ok(Some((MemorySource::Device { number, folder }, SHARED_MEMORY.into())))
         }
         MemoryBase::Own { folder } => {
             let file = folder.join(crate::flat::MEMORY);
             chown(&file, Some(spec.uid), Some(spec.uid)).doing(|| format!("hand over {}", file.display()))?;
             Ok(Some((MemorySource::File(file), OWN_MEMORY.into())))
         }
+    }
+}
+
+fn remove_if_there(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.doing(|| format!("remove {}", folder.display())),
     }
 }
 
@@ -200,6 +212,8 @@ async fn take_up(
     let identity = ProcessIdentity::of(started.pid)?;
     let process = started.process.try_clone().doing(|| "duplicate a descriptor".into())?;
     let machine = QemuMachine::attach(Parts { identity, process, data, cgroup }, spec, shape).await?;
+    // A VMM that answers has opened its memory.
+    remove_if_there(&spec.run_dir.join(BASE))?;
     machine.set_link_down().await?;
     Ok(machine)
 }

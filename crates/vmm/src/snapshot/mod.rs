@@ -292,7 +292,7 @@ impl Snapshot {
     pub fn verify(&self) -> Result<(), Refusal> {
         let guest_pages = u64::from(self.metadata.shape.mem_mib) * ((1 << 20) / PAGE);
         let checked = match &self.metadata.memory {
-            MemoryPart::Delta { pages, .. } => pages::read(&self.memory, guest_pages, pages, |_, _| Ok(())),
+            MemoryPart::Delta { pages, .. } => pages::read(&self.memory, guest_pages, pages, |_| Ok(())),
             MemoryPart::Own { .. } => FlatCheck::of(&self.memory).and_then(|check| check.run()),
         };
         checked.map_err(|error| match error {
@@ -317,7 +317,7 @@ impl Restore {
             put_back(memory, &below, &started).doing(|| "clear the new VMM's memory".into())?;
         }
         let Some((path, part)) = &self.pages else { return Ok(()) };
-        pages::read(path, memory.pages(), part, |first, bytes| memory.write(first, bytes))
+        pages::read(path, memory.pages(), part, |pieces| memory.write(pieces))
     }
 }
 
@@ -326,7 +326,7 @@ fn put_back(memory: &GuestMemory, below: &Below, runs: &[Run]) -> io::Result<()>
     for (first, count) in runs.iter().copied().flat_map(pages::pieces) {
         let bytes = &mut buffer[..count * PAGE as usize];
         below.read(first, bytes)?;
-        memory.write(first, bytes)?;
+        memory.write(&[(first, bytes)])?;
     }
     Ok(())
 }

@@ -162,47 +162,59 @@ fn unpair(bytes: [u8; PAIR as usize]) -> (u64, u64) {
     (both as u64, (both >> 64) as u64)
 }
 
-/// Gives every portion of neighbouring pages to `take`, and checks the whole file meanwhile.
+/// Gives all pages to `take`, some pieces of neighbouring ones at once, and checks the whole file meanwhile.
 ///
 /// What was taken must not be used unless this succeeds.
 pub(super) fn read(
     path: &Path,
     pages: u64,
     expected: &Part,
-    mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    mut take: impl FnMut(&[(u64, &[u8])]) -> io::Result<()>,
 ) -> Result<()> {
     let mut input = Input::open(path)?;
     let layout = Layout::read(&input.file, pages, expected.bytes)?;
     input.skip(layout.header_bytes)?;
-    let mut block: Vec<u8> = Vec::new();
-    let mut taken = 0;
+    let mut runs = layout.kept.iter().copied();
+    let mut run = runs.next();
     let mut left = layout.kept.iter().map(|run| run.count).sum::<u64>() * PAGE;
-    let wrong = || damaged(MEMORY, "a block is not as long as it should be");
-    for (first, count) in layout.kept.iter().copied().flat_map(pieces) {
-        let (mut first, mut bytes) = (first, count * PAGE_BYTES);
-        while bytes > 0 {
-            if taken == block.len() {
-                let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-                block = input.block(layout.compression, length, layout.blocks_end)?;
-                (taken, left) = (0, left - length as u64);
-            }
-            let now = bytes.min(block.len() - taken);
-            take(first, &block[taken..taken + now]).doing(|| "put pages into the new VMM".into())?;
-            (taken, first, bytes) = (taken + now, first + (now / PAGE_BYTES) as u64, bytes - now);
-        }
+    while left > 0 {
+        let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let block = input.block(layout.compression, length, layout.blocks_end)?;
+        left -= length as u64;
+        take(&cut(&block, &mut run, &mut runs)).doing(|| "put pages into the new VMM".into())?;
     }
-    if taken != block.len() || input.at != layout.blocks_end {
-        return Err(wrong().into());
+    if input.at != layout.blocks_end {
+        return Err(damaged(MEMORY, "the blocks do not end where they should").into());
     }
     let zeros = vec![0; CHUNK];
     for (first, count) in layout.zeros.iter().copied().flat_map(pieces) {
-        take(first, &zeros[..count * PAGE_BYTES]).doing(|| "put zeros into the new VMM".into())?;
+        take(&[(first, &zeros[..count * PAGE_BYTES])]).doing(|| "put zeros into the new VMM".into())?;
     }
     input.skip(expected.bytes - layout.blocks_end)?;
     if input.hasher.finalize().to_hex().as_str() != expected.blake3 {
         return Err(damaged(MEMORY, "wrong checksum").into());
     }
     Ok(())
+}
+
+/// Cuts a block into the pieces that the next runs say.
+fn cut<'a>(
+    mut block: &'a [u8],
+    run: &mut Option<Run>,
+    runs: &mut impl Iterator<Item = Run>,
+) -> Vec<(u64, &'a [u8])> {
+    let mut pieces = Vec::new();
+    while let (Some(now), false) = (run.as_mut(), block.is_empty()) {
+        let here = (block.len() / PAGE_BYTES).min(usize::try_from(now.count).unwrap_or(usize::MAX));
+        let (piece, rest) = block.split_at(here * PAGE_BYTES);
+        pieces.push((now.first, piece));
+        block = rest;
+        (now.first, now.count) = (now.first + here as u64, now.count - here as u64);
+        if now.count == 0 {
+            *run = runs.next();
+        }
+    }
+    pieces
 }
 
 struct Input {
@@ -339,8 +351,10 @@ mod tests {
 
     fn read_back(path: &Path, part: &Part) -> Result<BTreeMap<u64, u8>> {
         let mut found = BTreeMap::new();
-        read(path, GUEST_PAGES, part, |first, bytes| {
-            found.extend((first..).zip(bytes.chunks_exact(PAGE_BYTES).map(|page| page[0])));
+        read(path, GUEST_PAGES, part, |pieces| {
+            for (first, bytes) in pieces {
+                found.extend((*first..).zip(bytes.chunks_exact(PAGE_BYTES).map(|page| page[0])));
+            }
             Ok(())
         })?;
         Ok(found)
