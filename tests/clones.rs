@@ -41,8 +41,8 @@ mod secrets;
 #[path = "clones/spares.rs"]
 mod spares;
 
-#[path = "clones/time.rs"]
-mod time;
+#[path = "clones/timed.rs"]
+mod timed;
 
 #[path = "clones/workers.rs"]
 mod workers;

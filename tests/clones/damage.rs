@@ -11,6 +11,9 @@ use crate::workers::{
 /// Changes something while the only worker sleeps.
 type Deed<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
 
+/// Changes something while no agent runs.
+type RowDeed<'a> = (&'a str, &'a dyn Fn(&Lab), &'a str);
+
 /// The worker cannot be woken from its snapshot, for this reason, and is started once without it.
 #[track_caller]
 fn assert_refused(lab: &Lab, what: &str, reason: &str) {
@@ -167,7 +170,7 @@ fn a_snapshot_of_another_disk_epoch_revision_or_base_is_refused() {
     let other_revision = |lab: &Lab| {
         change_row(lab, "launched = json_set(launched, '$.revision', (SELECT revision FROM pools))");
     };
-    let deeds: [(&str, &dyn Fn(&Lab), &str); 4] = [
+    let deeds: [RowDeed<'_>; 4] = [
         (
             "an epoch in which the disk may have been written",
             &raise_epoch,
