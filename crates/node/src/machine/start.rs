@@ -248,6 +248,7 @@ impl Task {
 
     /// Launches a VMM that is given memory and device state, lets it go on and comes up.
     async fn load(&mut self, kind: LaunchKind, at: &LoadPoints) -> Result<Loaded, NotWoken> {
+        self.step("begun");
         let wakes = matches!(kind, LaunchKind::Restore { .. });
         let launch = self.launch(kind).await.map_err(NotWoken::Untouched)?;
         let launched = self.agent.hands.launch(launch).await.map_err(|error| {
@@ -257,6 +258,7 @@ impl Task {
                 NotWoken::Untouched(failed(error))
             }
         })?;
+        self.step("launched");
         reached(at.launched);
         self.row.process = Some(launched.process);
         let recording = self.commit(Vec::new());
@@ -280,6 +282,7 @@ impl Task {
         recorded?;
         let channel = channel?;
         self.show();
+        self.step("loaded");
         reached(at.loaded);
         if wakes {
             // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch
@@ -291,6 +294,7 @@ impl Task {
             reached(KillPoint::WakeConsumed);
         }
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
+        self.step("going");
         reached(at.going);
         let confirmed = self.come_up(channel, at.confirmed).await?;
         Ok(Loaded { confirmed, spare: launched.spare })
