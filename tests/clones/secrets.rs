@@ -60,8 +60,14 @@ fn what_one_clone_was_given_is_not_in_the_base_or_in_another_machine() {
     ask(&lab, &holder, &code);
     let told = format!("{}-{tail}", &head[..17]);
     let texts = [forms(&secret), vec![told.clone()]].concat();
-    assert!(has_in_memory(&lab, pid(&lab, &holder), std::slice::from_ref(&told)), "the search finds what is there");
-    assert!(has_in_memory(&lab, pid(&lab, &holder), std::slice::from_ref(&secret)), "the search finds what is there");
+    assert!(
+        has_in_memory(&lab, pid(&lab, &holder), std::slice::from_ref(&told)),
+        "the search finds what is there"
+    );
+    assert!(
+        has_in_memory(&lab, pid(&lab, &holder), std::slice::from_ref(&secret)),
+        "the search finds what is there"
+    );
 
     // Others of the tenant that are given nothing: a clone of another pool's base, a spare of the same base.
     lab.mvm(&["instance", "sleep", &holder]);

@@ -27,6 +27,14 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// How long services may take to be ready, beyond what their recipe allows them each.
 const READY: Duration = Duration::from_secs(180);
 
+/// A guest that has confirmed who it is.
+pub(super) struct Confirmed {
+    session: Session,
+    guest: Conversation,
+    /// When it had.
+    pub(super) confirmed: Instant,
+}
+
 impl Task {
     /// Connects to the machine's control channel, whose VMM holds it open already.
     pub(super) async fn connect(&self) -> Result<UnixStream, ActError> {
@@ -52,13 +60,12 @@ impl Task {
         }
     }
 
-    /// From a launched VMM to a ready machine. Gives the moment of the guest's confirmation, which tests know by
-    /// `at_confirmed`.
-    pub(super) async fn come_up(
+    /// From a launched VMM to a guest that has said who it is; tests know the moment by `at_confirmed`.
+    pub(super) async fn confirm(
         &mut self,
         channel: UnixStream,
         at_confirmed: KillPoint,
-    ) -> Result<Instant, ActError> {
+    ) -> Result<Confirmed, ActError> {
         let session = self.begin_session(channel).await?;
         let mut guest = session.converse().await.map_err(failed)?;
         self.step("session");
@@ -68,11 +75,13 @@ impl Task {
         let confirmed = Instant::now();
         self.step("confirmed");
         reached(at_confirmed);
-        let update = self.update_message().await?;
-        match guest.ask(&update, "Update", ANSWER).await.map_err(failed)? {
-            GuestReply::Updated => {}
-            _ => return Err(failed("the guest's answer to Update makes no sense")),
-        }
+        Ok(Confirmed { session, guest, confirmed })
+    }
+
+    /// From there to a ready machine.
+    pub(super) async fn get_ready(&mut self, up: Confirmed) -> Result<(), ActError> {
+        let Confirmed { session, mut guest, .. } = up;
+        self.update(&mut guest).await?;
         self.step("updated");
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         self.step("link up");
@@ -86,7 +95,16 @@ impl Task {
         }
         self.step("ready");
         self.session = Some(session);
-        Ok(confirmed)
+        Ok(())
+    }
+
+    /// Gives a guest that has confirmed who it is its config and secrets.
+    pub(super) async fn update(&self, guest: &mut Conversation) -> Result<(), ActError> {
+        let update = self.update_message().await?;
+        match guest.ask(&update, "Update", ANSWER).await.map_err(failed)? {
+            GuestReply::Updated => Ok(()),
+            _ => Err(failed("the guest's answer to Update makes no sense")),
+        }
     }
 
     /// Says how far an act is, for whoever wants to know what takes how long.
