@@ -165,7 +165,7 @@ fn identity(path: &Path) -> (u64, u64) {
 }
 
 /// By every path that it has: those outside the system's folders, and these folders themselves.
-fn by_paths(vmm: &mut Injected, of: &Vmm, means: Means) -> Vec<String> {
+fn by_paths(vmm: &mut Injected, of: &Vmm) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut folders = vec![PathBuf::from("/")];
     let inside = |path: &Path| of.root().join(path.strip_prefix("/").unwrap());
@@ -268,7 +268,7 @@ fn a_vmm_cannot_write_its_base() {
         let descriptors = attacker.descriptors();
         let means = means(&mut vmm, &attacker);
         let mut wrong = by_descriptors(&mut vmm, &attacker, &base, means);
-        wrong.extend(by_paths(&mut vmm, &attacker, means));
+        wrong.extend(by_paths(&mut vmm, &attacker));
         let pidfd = vmm.call(libc::SYS_pidfd_open, &[u64::from(other.pid).into(), 0.into()]).unwrap();
         let pidfd = i32::try_from(pidfd).unwrap();
         let round = attempts::ways_round(other.pid, pidfd, means.vector);

@@ -63,8 +63,8 @@ pub struct Agent {
     pub publishing: Publishing,
     /// Cold boots at once: each keeps a core busy for a second and more.
     pub boots: Semaphore,
-    /// One base at a time is looked for, or made.
-    pub bases: tokio::sync::Mutex<()>,
+    /// Who makes bases.
+    pub bases: crate::bases::Makers,
     /// Who wants VMMs that are started ahead.
     pub demand: crate::spares::Demand,
     /// One change of what is wanted at a time.
@@ -88,7 +88,7 @@ impl Agent {
             admissions: Admissions::default(),
             publishing: Publishing::default(),
             boots: Semaphore::new(boots),
-            bases: tokio::sync::Mutex::new(()),
+            bases: crate::bases::Makers::default(),
             demand: crate::spares::Demand::default(),
             changing: tokio::sync::Mutex::new(()),
             stopping: tokio_util::sync::CancellationToken::new(),

@@ -6,15 +6,17 @@
 //! One is made whenever a pool has a revision, or this host a shape, that none fits; machines start cold meanwhile. One that
 //! the pool has no more use for goes when no machine maps it and no snapshot lies over it.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mvm_host::{AtRest, BaseFacts, BaseLaunch};
 use mvm_model::{PoolId, TenantId};
 use mvm_protocol::PROTOCOL_VERSION;
 use mvm_protocol::control::{GuestReply, GuestRequest};
 use tokio::net::UnixStream;
+use tokio::sync::SemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, AgentError};
 use crate::kill_point::{KillPoint, reached};
@@ -24,8 +26,12 @@ use crate::store::{self, Audit, BaseRow, PoolRow, now_millis, now_secs};
 /// How long the machine may take to boot; emulated and on a busy host.
 const BOOT: Duration = Duration::from_secs(90);
 const ANSWER: Duration = Duration::from_secs(20);
-/// How long its prewarm may take, beyond what the recipe allows it.
+/// How long its prewarm may take, whatever the recipe allows it.
 const PREWARM: Duration = Duration::from_secs(3600);
+/// How long a person waits for a base that something of theirs would begin from.
+const IN_TIME: Duration = Duration::from_secs(60);
+/// After one could not be made, another is not tried for every machine that starts.
+const NOT_AGAIN_WITHIN: Duration = Duration::from_secs(60);
 
 /// A base could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -71,12 +77,79 @@ pub async fn current(agent: &Agent, pool: &PoolRow) -> Result<Option<BaseRow>, A
     Ok(rows.into_iter().find(|row| row.revision == revision))
 }
 
+/// Who looks for the base of which pool, or makes it: one at a time for each.
+#[derive(Debug, Default)]
+pub struct Makers(Mutex<HashMap<(TenantId, PoolId), Arc<Maker>>>);
+
+#[derive(Debug, Default)]
+struct Maker {
+    turn: tokio::sync::Mutex<()>,
+    /// The pool is no more: nothing is made for it.
+    gone: CancellationToken,
+    failed_at: Mutex<Option<Instant>>,
+}
+
+impl Makers {
+    fn of(&self, tenant: &TenantId, pool: &PoolId) -> Arc<Maker> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry((tenant.clone(), pool.clone())).or_default())
+    }
+
+    /// Has everything given up that is made for a tenant, and resolves when it is.
+    pub async fn give_up(&self, tenant: &TenantId) {
+        let of_tenant: Vec<_> = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extract_if(|(of, _), _| of == tenant).collect()
+        };
+        for (_, maker) in of_tenant {
+            maker.gone.cancel();
+            drop(maker.turn.lock().await);
+        }
+    }
+}
+
+impl Maker {
+    /// Whether it was in vain a short while ago.
+    fn has_just_failed(&self) -> bool {
+        let failed_at = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        failed_at.is_some_and(|at| at.elapsed() < NOT_AGAIN_WITHIN)
+    }
+}
+
+/// How much of a base that is there is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Whether it fits.
+    AtShape,
+    /// Whether its files are whole, too: where a start from it was refused.
+    AtContent,
+}
+
 /// Makes the base of a pool, unless there is one that fits.
 ///
 /// # Errors
 /// [`BaseError`]; the pool's machines start cold then.
-pub async fn ensure(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Result<Ensured, BaseError> {
-    let _one_at_a_time = agent.bases.lock().await;
+pub async fn ensure(
+    agent: &Arc<Agent>,
+    tenant: &TenantId,
+    pool: &PoolId,
+    look: Look,
+) -> Result<Ensured, BaseError> {
+    let maker = agent.bases.of(tenant, pool);
+    let _one_at_a_time = maker.turn.lock().await;
+    let ensured = look_or_make(agent, &maker, tenant, pool, look).await;
+    let failed_at = ensured.is_err().then(Instant::now);
+    *maker.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
+    ensured
+}
+
+async fn look_or_make(
+    agent: &Arc<Agent>,
+    maker: &Maker,
+    tenant: &TenantId,
+    pool: &PoolId,
+    look: Look,
+) -> Result<Ensured, BaseError> {
     let wanted = agent.pool(tenant, pool).await?;
     if agent.tenant(tenant).await?.doomed {
         return Err(guest(&wanted, "its tenant is being destroyed"));
@@ -84,11 +157,11 @@ pub async fn ensure(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Res
     let shape = agent.hands.shape(wanted.revision.clone(), wanted.spec.resources).await?;
     if let Some(base) = current(agent, &wanted).await?
         && base.shape.fits(&shape).is_ok()
-        && is_whole(agent, &base).await?
+        && (look == Look::AtShape || is_whole(agent, &base).await?)
     {
         return Ok(Ensured::There(base));
     }
-    let base = make(agent, &wanted).await?;
+    let base = make(agent, maker, &wanted).await?;
     collect(agent, tenant, pool).await?;
     Ok(Ensured::Made(base))
 }
@@ -102,11 +175,29 @@ async fn is_whole(agent: &Agent, base: &BaseRow) -> Result<bool, BaseError> {
     Ok(found.is_empty())
 }
 
-/// Makes it meanwhile; machines start cold until it is there.
-pub fn ensure_soon(agent: &Arc<Agent>, tenant: TenantId, pool: PoolId) {
+/// The same, but waits for no longer than a person would: a prewarm may take an hour. It goes on then, and machines start cold
+/// meanwhile. In words what came of it.
+pub async fn ensure_in_time(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> String {
+    let (of, tenant, pool) = (Arc::clone(agent), tenant.clone(), pool.clone());
+    let ensuring = tokio::spawn(async move { ensure(&of, &tenant, &pool, Look::AtShape).await });
+    match tokio::time::timeout(IN_TIME, ensuring).await {
+        Ok(Ok(Ok(Ensured::Made(_)))) => "its base is made".to_owned(),
+        Ok(Ok(Ok(Ensured::There(_)))) => "its base is there".to_owned(),
+        Ok(Ok(Err(error))) => format!("no base, its machines start cold: {error}"),
+        Ok(Err(ended)) => format!("no base, its machines start cold: {ended}"),
+        Err(_) => "its base takes a while: its machines start cold until it is made".to_owned(),
+    }
+}
+
+/// Makes it meanwhile, unless that is done already or was in vain a moment ago; machines start cold until it is there.
+pub fn ensure_soon(agent: &Arc<Agent>, tenant: TenantId, pool: PoolId, look: Look) {
+    let maker = agent.bases.of(&tenant, &pool);
+    if maker.turn.try_lock().is_err() || maker.has_just_failed() {
+        return;
+    }
     let agent = Arc::clone(agent);
     tokio::spawn(async move {
-        match ensure(&agent, &tenant, &pool).await {
+        match ensure(&agent, &tenant, &pool, look).await {
             Ok(Ensured::Made(base)) => tracing::info!(%tenant, %pool, base = base.id, "a base is made"),
             Ok(Ensured::There(_)) => {}
             Err(error) => tracing::warn!(%tenant, %pool, %error, "no base: machines start cold"),
@@ -114,9 +205,9 @@ pub fn ensure_soon(agent: &Arc<Agent>, tenant: TenantId, pool: PoolId) {
     });
 }
 
-async fn make(agent: &Arc<Agent>, pool: &PoolRow) -> Result<BaseRow, BaseError> {
+async fn make(agent: &Arc<Agent>, maker: &Maker, pool: &PoolRow) -> Result<BaseRow, BaseError> {
     let tenant = agent.tenant(&pool.tenant).await?;
-    let _turn = agent.boots.acquire().await.map_err(|error| guest(pool, error))?;
+    let turn = agent.boots.acquire().await.map_err(|error| guest(pool, error))?;
     let launch = BaseLaunch {
         revision: pool.revision.clone(),
         resources: pool.spec.resources,
@@ -130,7 +221,11 @@ async fn make(agent: &Arc<Agent>, pool: &PoolRow) -> Result<BaseRow, BaseError> 
         revision: pool.revision.clone(),
         recorded_at_ms: now_millis(),
     };
-    let made = match get_ready(agent, pool, &name).await {
+    let ready = tokio::select! {
+        ready = get_ready(agent, pool, &name, turn) => ready,
+        () = maker.gone.cancelled() => Err(guest(pool, "its tenant is being destroyed")),
+    };
+    let made = match ready {
         Ok(()) => agent.hands.make_base(name, facts).await?,
         Err(error) => {
             agent.hands.give_up_base(name).await?;
@@ -162,7 +257,12 @@ async fn make(agent: &Arc<Agent>, pool: &PoolRow) -> Result<BaseRow, BaseError> 
 }
 
 /// Boots it, has it do what its recipe wants done ahead, and leaves it alone.
-async fn get_ready(agent: &Agent, pool: &PoolRow, name: &str) -> Result<(), BaseError> {
+async fn get_ready(
+    agent: &Agent,
+    pool: &PoolRow,
+    name: &str,
+    turn: SemaphorePermit<'_>,
+) -> Result<(), BaseError> {
     let path = agent.hands.base_socket(name).ok_or_else(|| guest(pool, "it is gone"))?;
     let channel = UnixStream::connect(&path).await.map_err(|error| guest(pool, error))?;
     agent.hands.go_on_base(name.to_owned()).await?;
@@ -176,6 +276,8 @@ async fn get_ready(agent: &Agent, pool: &PoolRow, name: &str) -> Result<(), Base
         GuestReply::Hello { protocol: PROTOCOL_VERSION, .. } => {}
         other => return Err(guest(pool, format!("its guest speaks another protocol: {other:?}"))),
     }
+    // It has booted. What its recipe wants may take long, and keeps others from booting no more than a service would.
+    drop(turn);
     match session.ask(&GuestRequest::Prewarm, "Prewarm", PREWARM).await.map_err(|error| guest(pool, error))? {
         GuestReply::Prewarmed { success: true, .. } => Ok(()),
         GuestReply::Prewarmed { detail, .. } => Err(guest(pool, format!("its prewarm failed: {detail}"))),

@@ -62,8 +62,8 @@ async fn remove_bases(agent: &Arc<Agent>, id: &TenantId) -> Result<(), ApiError>
         message: error.to_string(),
         key: None,
     };
-    // Whoever makes one just now is waited for; none is begun for a tenant that is doomed.
-    let _none_is_made = agent.bases.lock().await;
+    // None is begun for a tenant that is doomed.
+    agent.bases.give_up(id).await;
     agent.hands.discard_spares(Some(id.clone())).await.map_err(failed)?;
     let of_tenant = agent.store.read(|tx| store::bases(tx, None)).await?;
     for base in of_tenant.into_iter().filter(|base| base.tenant == *id) {

@@ -9,7 +9,7 @@ use mvm_model::{PoolId, TenantId};
 use mvm_protocol::api::{ApiError, Collected, DeployEvent, ErrorCode, RolledBack};
 
 use crate::agent::Agent;
-use crate::bases::{self, Ensured};
+use crate::bases::{self, Ensured, Look};
 use crate::deploy::{Events, build_image};
 use crate::store::{self, Audit, PoolRow};
 
@@ -43,7 +43,7 @@ async fn try_build(
         }
     }
     events.step(&what, "looking for the base of its machines, or making it");
-    if let Ensured::Made(base) = bases::ensure(agent, tenant, pool).await.map_err(failed)? {
+    if let Ensured::Made(base) = bases::ensure(agent, tenant, pool, Look::AtContent).await.map_err(failed)? {
         let how = format!("base {} is made", base.id.chars().take(12).collect::<String>());
         events.send(DeployEvent::Changed { what, how });
         changes += 1;
@@ -63,7 +63,7 @@ pub async fn roll_back(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> 
     };
     let from = std::mem::replace(&mut row.revision, earlier.clone());
     change(agent, row, "PoolRolledBack", format!("from revision {from} to {earlier}")).await?;
-    bases::ensure_soon(agent, tenant.clone(), pool.clone());
+    bases::ensure_soon(agent, tenant.clone(), pool.clone(), Look::AtShape);
     Ok(RolledBack { from, to: earlier })
 }
 
@@ -81,12 +81,9 @@ async fn change(agent: &Agent, row: PoolRow, kind: &'static str, detail: String)
 
 /// Removes bases and revisions of a pool that nothing needs: no pool, no machine, no snapshot, and no rollback by one step.
 pub async fn collect(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Result<Collected, ApiError> {
-    let _changing = agent.changing.lock().await;
     agent.pool(tenant, pool).await?;
-    let bases = {
-        let _none_is_made = agent.bases.lock().await;
-        bases::collect(agent, tenant, pool).await.map_err(failed)?
-    };
+    let bases = bases::collect(agent, tenant, pool).await.map_err(failed)?;
+    let _changing = agent.changing.lock().await;
     let (of_tenant, of_pool) = (tenant.clone(), pool.clone());
     let unused = agent
         .store
@@ -100,9 +97,10 @@ pub async fn collect(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Re
             Ok(unneeded.into_iter().filter(|r| !kept.contains(*r)).cloned().collect::<Vec<String>>())
         })
         .await?;
-    for revision in &unused {
-        agent.hands.discard_revision(revision.clone()).await.map_err(failed)?;
-    }
+    let discarding = unused.iter().map(|revision| agent.hands.discard_revision(revision.clone()));
+    // One that cannot be removed does not keep the others.
+    let discarded = futures::future::join_all(discarding).await;
+    discarded.into_iter().collect::<Result<Vec<()>, _>>().map_err(failed)?;
     Ok(Collected { bases, revisions: unused })
 }
 

@@ -202,7 +202,7 @@ async fn look_after_bases(agent: Arc<Agent>) {
     for pool in pools {
         let has_machines = |m: &Machine| m.place.tenant == pool.tenant && m.place.pool == pool.spec.id;
         if !agent.machines(has_machines).is_empty() {
-            bases::ensure_soon(&agent, pool.tenant, pool.spec.id);
+            bases::ensure_soon(&agent, pool.tenant, pool.spec.id, bases::Look::AtShape);
         }
     }
 }

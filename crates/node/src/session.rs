@@ -81,6 +81,15 @@ impl Session {
         self.link.clone()
     }
 
+    /// A stream for several requests, one after another: what a guest does for a stream it then does once.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn converse(&self) -> Result<Conversation, SessionError> {
+        let stream = self.link.mux().await?.open(Port::Guest).await?;
+        Ok(Conversation { stream, silent: Arc::clone(&self.link.silent) })
+    }
+
     /// Asks the guest, on a stream of its own.
     ///
     /// # Errors
@@ -92,6 +101,34 @@ impl Session {
         within: Duration,
     ) -> Result<GuestReply, SessionError> {
         self.link.begin(request, name, within).await.map(|(reply, _)| reply)
+    }
+}
+
+/// One stream for several requests.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: Stream,
+    silent: Arc<Notify>,
+}
+
+impl Conversation {
+    /// Asks the guest and waits for its answer.
+    ///
+    /// # Errors
+    /// [`SessionError`]; `Error` from the guest is [`SessionError::Refused`].
+    pub async fn ask(
+        &mut self,
+        request: &GuestRequest,
+        name: &'static str,
+        within: Duration,
+    ) -> Result<GuestReply, SessionError> {
+        match tokio::time::timeout(within, ask_on(&mut self.stream, request, name)).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                self.silent.notify_waiters();
+                Err(SessionError::Timeout(name, within))
+            }
+        }
     }
 }
 

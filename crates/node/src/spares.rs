@@ -1,8 +1,8 @@
 //! How many VMMs a pool has started ahead: as many as were lately in demand, within what its manifest and the host's memory
 //! allow. Nobody waits for one, and a pool that is left alone has none.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mvm_host::SpareOrder;
@@ -28,11 +28,19 @@ type Pool = (TenantId, PoolId);
 
 /// When machines of each pool began from a base.
 #[derive(Debug, Default)]
-pub struct Demand(Mutex<BTreeMap<Pool, VecDeque<Instant>>>);
+pub struct Demand {
+    begun: Mutex<BTreeMap<Pool, VecDeque<Instant>>>,
+    /// Pools that are seen to in a moment.
+    pending: Mutex<BTreeSet<Pool>>,
+}
 
 impl Demand {
+    fn pending(&self) -> MutexGuard<'_, BTreeSet<Pool>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note(&self, pool: &Pool, now: Instant) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let times = all.entry(pool.clone()).or_default();
         times.push_back(now);
         while times.front().is_some_and(|time| now.duration_since(*time) > RECENT) {
@@ -42,7 +50,7 @@ impl Demand {
 
     /// Pools in demand: the times at which their machines began, and nothing for those that are so no more.
     fn take_stock(&self, now: Instant) -> Vec<(Pool, Vec<Instant>)> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let stock = all
             .iter_mut()
             .map(|(pool, times)| {
@@ -55,18 +63,21 @@ impl Demand {
     }
 
     fn of(&self, pool: &Pool) -> Vec<Instant> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(pool).map(|times| times.iter().copied().collect()).unwrap_or_default()
     }
 }
 
 /// The most machines that began within a short time: so many spares would have been used at once.
 fn peak(times: &[Instant]) -> usize {
-    let within = |end: usize| {
-        let together = times[..=end].iter().filter(|time| times[end].duration_since(**time) <= TOGETHER);
-        together.count()
+    let mut first = 0;
+    let within = |(last, time): (usize, &Instant)| {
+        while time.duration_since(times[first]) > TOGETHER {
+            first += 1;
+        }
+        last + 1 - first
     };
-    (0..times.len()).map(within).max().unwrap_or(0)
+    times.iter().enumerate().map(within).max().unwrap_or(0)
 }
 
 /// How many spares a pool is to have.
@@ -104,9 +115,13 @@ pub fn begun(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) {
 
 /// Gives a pool the spares that it is to have, in a while.
 pub fn keep_soon(agent: &Arc<Agent>, pool: (TenantId, PoolId)) {
+    if !agent.demand.pending().insert(pool.clone()) {
+        return;
+    }
     let agent = Arc::clone(agent);
     tokio::spawn(async move {
         tokio::time::sleep(AFTERWARDS).await;
+        agent.demand.pending().remove(&pool);
         keep(&agent, &pool, &agent.demand.of(&pool)).await;
     });
 }

@@ -11,7 +11,7 @@ use super::images::{self, Revisions};
 use super::plan::{Plan, Present};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
-use crate::bases::{self, Ensured};
+use crate::bases;
 use crate::create;
 use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
@@ -306,11 +306,8 @@ async fn make_bases(agent: &Arc<Agent>, wanted: &Deployment, events: &Events) {
     let making = pools.map(|pool| async {
         let what = format!("{}/{}", wanted.tenant, pool.id);
         events.step(&what, "looking for the base of its machines, or making it");
-        match bases::ensure(agent, &wanted.tenant, &pool.id).await {
-            Ok(Ensured::Made(_)) => events.progress(what, "its base is made", 1, 1),
-            Ok(Ensured::There(_)) => events.progress(what, "its base is there", 1, 1),
-            Err(error) => events.progress(what, format!("no base, its machines start cold: {error}"), 1, 1),
-        }
+        let outcome = bases::ensure_in_time(agent, &wanted.tenant, &pool.id).await;
+        events.progress(what, outcome, 1, 1);
     });
     futures::future::join_all(making).await;
 }

@@ -17,7 +17,7 @@ use super::ActError;
 use super::task::{Task, failed};
 use crate::hostbound;
 use crate::kill_point::{KillPoint, reached};
-use crate::session::Session;
+use crate::session::{Conversation, Session};
 use crate::store::now_millis;
 
 /// How long a kernel may take to boot; emulated and on a busy host.
@@ -26,6 +26,14 @@ const BOOT: Duration = Duration::from_secs(90);
 const ANSWER: Duration = Duration::from_secs(20);
 /// How long services may take to be ready, beyond what their recipe allows them each.
 const READY: Duration = Duration::from_secs(180);
+
+/// A guest that has confirmed who it is.
+pub(super) struct Confirmed {
+    session: Session,
+    guest: Conversation,
+    /// When it had.
+    pub(super) confirmed: Instant,
+}
 
 impl Task {
     /// Connects to the machine's control channel, whose VMM holds it open already.
@@ -52,50 +60,60 @@ impl Task {
         }
     }
 
-    /// From a launched VMM to a ready machine. Gives the moment of the guest's confirmation, which tests know by
-    /// `at_confirmed`.
-    pub(super) async fn come_up(
+    /// From a launched VMM to a guest that has said who it is; tests know the moment by `at_confirmed`.
+    pub(super) async fn confirm(
         &mut self,
         channel: UnixStream,
         at_confirmed: KillPoint,
-    ) -> Result<Instant, ActError> {
+    ) -> Result<Confirmed, ActError> {
         let session = self.begin_session(channel).await?;
-        self.check_hello(&session).await?;
-        self.personalize(&session).await?;
+        let mut guest = session.converse().await.map_err(failed)?;
+        self.step("session");
+        check_hello(&mut guest).await?;
+        self.step("hello");
+        self.personalize(&mut guest).await?;
         let confirmed = Instant::now();
+        self.step("confirmed");
         reached(at_confirmed);
-        let update = self.update_message().await?;
-        match session.ask(&update, "Update", ANSWER).await.map_err(failed)? {
-            GuestReply::Updated => {}
-            _ => return Err(failed("the guest's answer to Update makes no sense")),
-        }
+        Ok(Confirmed { session, guest, confirmed })
+    }
+
+    /// From there to a ready machine.
+    pub(super) async fn get_ready(&mut self, up: Confirmed) -> Result<(), ActError> {
+        let Confirmed { session, mut guest, .. } = up;
+        self.update(&mut guest).await?;
+        self.step("updated");
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
+        self.step("link up");
         let wake = GuestRequest::Wake { generation: self.row.generation, cancelled: None };
-        match session.ask(&wake, "Wake", READY).await.map_err(failed)? {
+        match guest.ask(&wake, "Wake", READY).await.map_err(failed)? {
             GuestReply::WakeAck { success: true, .. } => {}
             GuestReply::WakeAck { detail, .. } => {
                 return Err(failed(format!("its services are not ready: {detail}")));
             }
             _ => return Err(failed("the guest's answer to Wake makes no sense")),
         }
+        self.step("ready");
         self.session = Some(session);
-        Ok(confirmed)
+        Ok(())
     }
 
-    async fn check_hello(&self, session: &Session) -> Result<(), ActError> {
-        let hello = GuestRequest::Hello { protocol: PROTOCOL_VERSION };
-        match session.ask(&hello, "Hello", ANSWER).await.map_err(failed)? {
-            GuestReply::Hello { protocol: PROTOCOL_VERSION, .. } => Ok(()),
-            GuestReply::Hello { protocol, guest_version, .. } => Err(failed(format!(
-                "its guest (mvm-guest {guest_version}) speaks version {protocol} of the control protocol, this agent \
-                 version {PROTOCOL_VERSION}: a cold start takes the guest of this version"
-            ))),
-            _ => Err(failed("the guest's answer to Hello makes no sense")),
+    /// Gives a guest that has confirmed who it is its config and secrets.
+    pub(super) async fn update(&self, guest: &mut Conversation) -> Result<(), ActError> {
+        let update = self.update_message().await?;
+        match guest.ask(&update, "Update", ANSWER).await.map_err(failed)? {
+            GuestReply::Updated => Ok(()),
+            _ => Err(failed("the guest's answer to Update makes no sense")),
         }
     }
 
+    /// Says how far an act is, for whoever wants to know what takes how long.
+    pub(super) fn step(&self, step: &'static str) {
+        tracing::debug!(instance = %self.row.id, step);
+    }
+
     /// S5, S6: who it is, what time it is, fresh entropy; fails unless the guest confirms.
-    pub(super) async fn personalize(&self, session: &Session) -> Result<(), ActError> {
+    pub(super) async fn personalize(&self, guest: &mut Conversation) -> Result<(), ActError> {
         let generation = self.row.generation;
         let request = GuestRequest::Personalize {
             generation,
@@ -103,7 +121,7 @@ impl Task {
             clock: Clock { unix_nanos: now_millis() * 1_000_000 },
             seed: SecretBytes::new(crate::seal::random::<64>().map_err(failed)?.to_vec()),
         };
-        match session.ask(&request, "Personalize", ANSWER).await.map_err(failed)? {
+        match guest.ask(&request, "Personalize", ANSWER).await.map_err(failed)? {
             GuestReply::Personalized { generation: taken, seed_credited: true, identity_applied: true }
                 if taken == generation =>
             {
@@ -166,5 +184,17 @@ impl Task {
             files.insert("routes.json".into(), serde_json::to_string_pretty(&routes).map_err(failed)?);
         }
         Ok(files)
+    }
+}
+
+async fn check_hello(guest: &mut Conversation) -> Result<(), ActError> {
+    let hello = GuestRequest::Hello { protocol: PROTOCOL_VERSION };
+    match guest.ask(&hello, "Hello", ANSWER).await.map_err(failed)? {
+        GuestReply::Hello { protocol: PROTOCOL_VERSION, .. } => Ok(()),
+        GuestReply::Hello { protocol, guest_version, .. } => Err(failed(format!(
+            "its guest (mvm-guest {guest_version}) speaks version {protocol} of the control protocol, this agent version \
+             {PROTOCOL_VERSION}: a cold start takes the guest of this version"
+        ))),
+        _ => Err(failed("the guest's answer to Hello makes no sense")),
     }
 }

@@ -134,7 +134,10 @@ impl Task {
             self.row.generation += 1;
             self.save(Vec::new()).await?;
             let session = self.open_session().await?;
-            self.personalize(&session).await?;
+            let mut guest = session.converse().await.map_err(failed)?;
+            self.personalize(&mut guest).await?;
+            // They may have changed while it stood still.
+            self.update(&mut guest).await?;
             self.session = Some(session);
         }
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use super::task::{Task, failed};
 use super::{ActError, Asker};
 use crate::kill_point::{KillPoint, reached};
-use crate::store::{Audit, Goal, Intent, PoolRow, Recorded};
+use crate::store::{self, Audit, Goal, Intent, PoolRow, Recorded};
 use crate::{bases, spares};
 
 /// How a start is called that begins with the kernel.
@@ -55,6 +55,17 @@ enum NotWoken {
     Unusable(ActError),
     /// Nothing irreversible was done, and the snapshot is not at fault: the machine stays asleep.
     Untouched(ActError),
+    /// The guest has confirmed who it is, and then its workload did not get ready.
+    NotReady(ActError),
+}
+
+/// Whether a machine began from its pool's base.
+enum Cloned {
+    Yes(Loaded),
+    /// In words why not; nothing of it is left.
+    No(String),
+    /// It did, and its workload did not get ready.
+    NotReady(ActError),
 }
 
 impl From<ActError> for NotWoken {
@@ -71,8 +82,9 @@ impl Task {
         let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
         self.admission = Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
         let started = match self.clone_or_not(&pool).await {
-            Ok(loaded) => Ok(loaded.report("clone", begun)),
-            Err(why) => {
+            Cloned::Yes(loaded) => Ok(loaded.report("clone", begun)),
+            Cloned::NotReady(error) => Err(error),
+            Cloned::No(why) => {
                 self.launched_with(&pool, None);
                 let booted = self.boot(Intent::Start).await;
                 booted.map(|confirmed| Loaded { confirmed, spare: false }.report_why(COLD_BOOT, why, begun))
@@ -91,39 +103,65 @@ impl Task {
         }
     }
 
-    /// Begins from the pool's base; in words why not, and then nothing of it is left.
-    async fn clone_or_not(&mut self, pool: &PoolRow) -> Result<Loaded, String> {
+    /// Begins from the pool's base.
+    async fn clone_or_not(&mut self, pool: &PoolRow) -> Cloned {
+        let soon = |look| bases::ensure_soon(&self.agent, pool.tenant.clone(), pool.spec.id.clone(), look);
         let base = match bases::current(&self.agent, pool).await {
-            Ok(Some(base)) => base,
-            Ok(None) => return Err("its pool has no base of this revision yet".to_owned()),
-            Err(error) => return Err(error.to_string()),
+            Ok(Some(base)) => base.id,
+            Ok(None) => {
+                soon(bases::Look::AtShape);
+                return Cloned::No("its pool has no base of this revision yet".to_owned());
+            }
+            Err(error) => return Cloned::No(error.to_string()),
         };
-        self.launched_with(pool, Some(base.id.clone()));
+        self.launched_with(pool, Some(base.clone()));
         // S5 and S3, as for a cold boot.
         self.row.generation += 1;
         self.row.disk_epoch += 1;
-        let kind = LaunchKind::Clone { base: base.id };
-        let cloned = match self.begin(Intent::Start).await {
+        let cloned = match self.begin_from(&base).await {
             Ok(()) => {
                 reached(KillPoint::StartBegun);
-                self.load(kind, &START).await
+                self.load(LaunchKind::Clone { base }, &START).await
             }
             Err(error) => Err(NotWoken::Untouched(error)),
         };
-        match cloned {
+        let error = match cloned {
             Ok(loaded) => {
                 reached(KillPoint::StartReady);
-                Ok(loaded)
+                return Cloned::Yes(loaded);
             }
-            Err(NotWoken::Unusable(error) | NotWoken::Untouched(error)) => {
-                tracing::warn!(instance = %self.row.address(), %error, "cold boot in place of a clone");
-                self.session = None;
-                self.agent.discard_vmm(&self.row).await;
-                self.row.process = None;
-                // A base that fits no more is made anew.
-                bases::ensure_soon(&self.agent, pool.tenant.clone(), pool.spec.id.clone());
-                Err(format!("its base could not be cloned: {error}"))
+            // A cold boot would bring it to the same.
+            Err(NotWoken::NotReady(error)) => return Cloned::NotReady(error),
+            Err(NotWoken::Unusable(error)) => {
+                // A base that fits no more, or is damaged, is made anew.
+                let look = bases::Look::AtContent;
+                bases::ensure_soon(&self.agent, pool.tenant.clone(), pool.spec.id.clone(), look);
+                error
             }
+            Err(NotWoken::Untouched(error)) => error,
+        };
+        tracing::warn!(instance = %self.row.address(), %error, "cold boot in place of a clone");
+        self.session = None;
+        self.agent.discard_vmm(&self.row).await;
+        self.row.process = None;
+        Cloned::No(format!("its base could not be cloned: {error}"))
+    }
+
+    /// Notes durably that a start from a base begins, if that is still there: from here on it stays.
+    async fn begin_from(&mut self, base: &str) -> Result<(), ActError> {
+        self.row.intent = Some(Intent::Start);
+        let (row, base) = (self.row.clone(), base.to_owned());
+        let begun = self.agent.store.write(move |tx| {
+            let there = store::has_base(tx, &base)?;
+            if there { row.save(tx).map(|()| true) } else { Ok(false) }
+        });
+        match begun.await {
+            Ok(true) => {
+                self.show();
+                Ok(())
+            }
+            Ok(false) => Err(failed("it was removed in this moment")),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -143,12 +181,12 @@ impl Task {
                 let report = loaded.report("wake", begun);
                 self.now_running(Operation::Wake, report, "InstanceWoken", asker).await;
                 // Consumed, it is of no use any more, and holds what the machine had in memory.
-                self.discard_snapshot().await;
+                self.discard_later = true;
                 reached(KillPoint::WakeCommitted);
                 return Ok(());
             }
             Err(NotWoken::Untouched(error)) => return self.still_asleep(error).await,
-            Err(NotWoken::Unusable(refused)) => {
+            Err(NotWoken::Unusable(refused) | NotWoken::NotReady(refused)) => {
                 // An own image that was found damaged meanwhile: what failed then says only that the VMM is gone.
                 let found = self.agent.hands.why_ended(self.row.id).await.ok().flatten();
                 found.unwrap_or_else(|| refused.to_string())
@@ -223,7 +261,9 @@ impl Task {
         let channel = self.connect().await?;
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
         reached(KillPoint::StartGoing);
-        let confirmed = self.come_up(channel, KillPoint::StartConfirmed).await?;
+        let up = self.confirm(channel, KillPoint::StartConfirmed).await?;
+        let confirmed = up.confirmed;
+        self.get_ready(up).await?;
         reached(KillPoint::StartReady);
         Ok(confirmed)
     }
@@ -248,6 +288,7 @@ impl Task {
 
     /// Launches a VMM that is given memory and device state, lets it go on and comes up.
     async fn load(&mut self, kind: LaunchKind, at: &LoadPoints) -> Result<Loaded, NotWoken> {
+        self.step("begun");
         let wakes = matches!(kind, LaunchKind::Restore { .. });
         let launch = self.launch(kind).await.map_err(NotWoken::Untouched)?;
         let launched = self.agent.hands.launch(launch).await.map_err(|error| {
@@ -257,6 +298,7 @@ impl Task {
                 NotWoken::Untouched(failed(error))
             }
         })?;
+        self.step("launched");
         reached(at.launched);
         self.row.process = Some(launched.process);
         let recording = self.commit(Vec::new());
@@ -280,6 +322,7 @@ impl Task {
         recorded?;
         let channel = channel?;
         self.show();
+        self.step("loaded");
         reached(at.loaded);
         if wakes {
             // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch
@@ -291,8 +334,11 @@ impl Task {
             reached(KillPoint::WakeConsumed);
         }
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
+        self.step("going");
         reached(at.going);
-        let confirmed = self.come_up(channel, at.confirmed).await?;
+        let up = self.confirm(channel, at.confirmed).await?;
+        let confirmed = up.confirmed;
+        self.get_ready(up).await.map_err(NotWoken::NotReady)?;
         Ok(Loaded { confirmed, spare: launched.spare })
     }
 

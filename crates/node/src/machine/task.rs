@@ -41,6 +41,8 @@ pub(super) struct Task {
     view: watch::Sender<View>,
     settling: bool,
     restart: Restart,
+    /// Files of a consumed snapshot are to be removed when whoever waits for the wake has been answered.
+    pub(super) discard_later: bool,
 }
 
 /// When a failed machine is started again.
@@ -78,6 +80,7 @@ pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Add
         view: view_sender,
         settling: true,
         restart: Restart::default(),
+        discard_later: false,
     };
     tokio::spawn(task.run());
     machine
@@ -92,6 +95,9 @@ impl Task {
         let mut clock = tokio::time::interval(CLOCK_EVERY);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            if std::mem::take(&mut self.discard_later) {
+                Box::pin(self.discard_snapshot()).await;
+            }
             let command = if let Some(command) = self.pending.pop_front() {
                 Some(command)
             } else {

@@ -1,6 +1,8 @@
 //! Warm: the VMM holds the memory, the processors stand still. Resuming is a wake without a snapshot: only clock and
 //! generation are new.
 
+use std::time::Duration;
+
 use mvm_model::Operation;
 
 use super::task::{Task, failed};
@@ -14,6 +16,11 @@ impl Task {
             return Ok(Outcome::Already);
         }
         self.row.state.after(Operation::Warm)?;
+        let drain = self.pool().await?.runtime_policy.drain_timeout_seconds;
+        // Messages in hand are finished first, as before a sleep.
+        if tokio::time::timeout(Duration::from_secs(drain.into()), self.leases.none()).await.is_err() {
+            tracing::info!(instance = %self.row.id, "paused with messages still in hand after {drain} s");
+        }
         self.begin(Intent::Warm).await?;
         reached(KillPoint::WarmBegun);
         // A guest that stands still answers nobody.

@@ -17,10 +17,10 @@ use mvm_protocol::api::{ApiError, ErrorCode, ScaleAct, ScaleEvent, ScaleRequest,
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::agent::Agent;
-use crate::create;
 use crate::machine::Machine;
 use crate::store::{self, Audit, InstanceRow, NewInstance, PoolRow, TenantRow};
 use crate::usage::{self, count_states};
+use crate::{bases, create};
 use carry_out::Work;
 use limits::{Demand, Reserve};
 use plan::Candidate;
@@ -85,6 +85,10 @@ async fn bring(
         destroys: surplus.iter().map(|id| scaling.address_of(*id)).collect(),
         acts: all.len(),
     });
+    if all.iter().any(|(_, act)| matches!(act, ScaleAct::Run | ScaleAct::Prepare)) {
+        let outcome = bases::ensure_in_time(agent, tenant, pool).await;
+        tracing::debug!(%tenant, %pool, outcome, "before its machines begin");
+    }
     let mut scaled = scaling.scaled(true, new.len());
     work.carry_out(all, &mut scaled).await;
     scaled.instances = count_states(&scaling.machines());

@@ -68,6 +68,11 @@ pub fn bases(tx: &Transaction<'_>, of: Option<(&TenantId, &PoolId)>) -> Sql<Vec<
     .collect()
 }
 
+/// Whether this base is there.
+pub fn has_base(tx: &Transaction<'_>, id: &str) -> Sql<bool> {
+    tx.prepare_cached("SELECT 1 FROM bases WHERE id = ?1")?.exists([id])
+}
+
 /// Forgets a base.
 pub fn remove_base(tx: &Transaction<'_>, id: &str) -> Sql<()> {
     tx.execute("DELETE FROM bases WHERE id = ?1", [id])?;

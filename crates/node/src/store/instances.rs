@@ -137,8 +137,8 @@ impl InstanceRow {
             SnapshotMemory::Delta { base } => base.as_deref(),
             SnapshotMemory::Own => None,
         });
-        let mapped = self.launched.as_ref().and_then(|launched| launched.base.as_deref());
-        asleep.unwrap_or(mapped)
+        let launched = self.launched.as_ref().filter(|_| self.state.has_vmm() || self.intent.is_some());
+        asleep.unwrap_or(launched.and_then(|launched| launched.base.as_deref()))
     }
 
     fn read(row: &Row<'_>) -> Sql<Self> {
