@@ -59,6 +59,7 @@ impl HostError {
             HostError::Vmm(mvm_vmm::Error::Refused(_))
                 | HostError::Image(mvm_image::Error::UnknownRevision { .. })
                 | HostError::NotARevision(_)
+                | HostError::BasesUnprotected
         )
     }
 
