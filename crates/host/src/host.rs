@@ -204,6 +204,10 @@ impl Host {
             Request::RemoveBase(id) => done(self.remove_base(id).await),
             Request::KeepSpares(order) => self.keep_spares(order).await.map(Reply::Spares),
             Request::EndSpares(tenant) => done(self.end_spares(tenant).await),
+            Request::AwaitCheck(instance) => {
+                self.running(instance)?.checked().await;
+                Ok(Reply::Done)
+            }
             Request::WaitEnd { instance, within } => {
                 let Ok(running) = self.running(instance) else { return Ok(Reply::Ended(true)) };
                 Ok(Reply::Ended(tokio::time::timeout(within, running.machine.wait()).await.is_ok()))

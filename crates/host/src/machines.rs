@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mvm_model::{InstanceId, SnapshotCompression};
 use mvm_network::PortSpec;
@@ -27,20 +27,16 @@ pub(crate) struct Running {
     uid: u32,
     /// What it was launched to load, until that is done.
     restore: Mutex<Option<Restore>>,
-    /// Its port, until rules are made for it.
-    port: Mutex<Option<Launched>>,
-    /// These rules, which are made while the guest comes up.
+    /// How it was launched, until it runs for the first time.
+    begins: Mutex<Option<Launched>>,
+    /// Its port's rules, which are made while the guest comes up.
     admission: tokio::sync::Mutex<Option<JoinHandle<Result<(), HostError>>>>,
-    /// The check of the own image that it maps.
-    check: tokio::sync::Mutex<Option<Check>>,
+    /// The check of the own image that it maps, which goes on beside it.
+    check: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    /// Ends that check without a finding.
+    stop_check: OnceLock<Arc<AtomicBool>>,
     /// Why the host ended it by itself.
     doomed: Arc<Mutex<Option<String>>>,
-}
-
-/// A check of an own image that goes on beside its machine.
-struct Check {
-    stop: Arc<AtomicBool>,
-    done: JoinHandle<()>,
 }
 
 impl Running {
@@ -49,9 +45,10 @@ impl Running {
             machine,
             uid,
             restore: Mutex::default(),
-            port: Mutex::default(),
+            begins: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             check: tokio::sync::Mutex::default(),
+            stop_check: OnceLock::new(),
             doomed: Arc::default(),
         }
     }
@@ -82,13 +79,15 @@ impl Running {
         self.doomed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for the check of its image. With `early`, it ends without a finding.
-    async fn checked(&self, early: bool) {
-        if let Some(check) = self.check.lock().await.take() {
-            check.stop.store(early, Ordering::Relaxed);
+    /// Waits for the check of its image.
+    pub(crate) async fn checked(&self) {
+        let mut slot = self.check.lock().await;
+        if let Some(check) = &mut *slot {
             // What it found it has said itself.
-            let _ = check.done.await;
+            let _ = check.await;
         }
+        // Not before: whoever asks may give up.
+        *slot = None;
     }
 }
 
@@ -214,7 +213,7 @@ impl Host {
     ) -> ProcessIdentity {
         let mut running = Running::new(machine, launched.spec.uid);
         running.restore = Mutex::new(restore);
-        running.port = Mutex::new(Some(launched.clone()));
+        running.begins = Mutex::new(Some(launched.clone()));
         self.watch(instance, running)
     }
 
@@ -230,12 +229,14 @@ impl Host {
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
         let machine = engine.reattach(&launched.spec, launched.shape.clone(), process).await?;
         self.with_network(&launched, move |networks, l| networks.admit(&l.network, &port)).await?;
+        let memory = launched.spec.memory.clone();
         if let MemoryBase::Shared { id, .. } = launched.spec.memory {
             // Held by this agent too, machines that come later share it.
             self.blocking(move |inner| inner.map_base(&id)).await?;
         }
         self.watch(instance, Running::new(machine, launched.spec.uid));
-        self.check_own(instance).await
+        let running = self.running(instance)?;
+        self.check_own(&running, instance, &memory).await
     }
 
     /// From now on the machine is known by its instance, and its end is told.
@@ -265,31 +266,29 @@ impl Host {
     pub(crate) async fn go_on_checked(&self, instance: InstanceId) -> Result<(), HostError> {
         let running = self.running(instance)?;
         running.machine.cont().await?;
-        let port = running.port.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(launched) = port {
-            let host = self.clone();
-            let admission = tokio::spawn(async move {
-                host.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await
-            });
-            *running.admission.lock().await = Some(admission);
-        }
-        self.check_own(instance).await
+        let begins = running.begins.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(launched) = begins else { return Ok(()) };
+        let (host, memory) = (self.clone(), launched.spec.memory.clone());
+        let admission = tokio::spawn(async move {
+            host.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await
+        });
+        *running.admission.lock().await = Some(admission);
+        self.check_own(&running, instance, &memory).await
     }
 
     /// Reads an own image through beside its machine. A piece that is not what the sleep wrote ends the machine.
-    async fn check_own(&self, instance: InstanceId) -> Result<(), HostError> {
-        let running = self.running(instance)?;
+    /// Once per wake and by each agent: what a sleep that was given up changes in it, its machine has pages of its own for.
+    async fn check_own(
+        &self,
+        running: &Running,
+        instance: InstanceId,
+        memory: &MemoryBase,
+    ) -> Result<(), HostError> {
+        let MemoryBase::Own { folder } = memory.clone() else { return Ok(()) };
         let mut slot = running.check.lock().await;
-        let check = self.blocking(move |inner| {
-            let maps_own = matches!(inner.launched(instance)?.spec.memory, MemoryBase::Own { .. });
-            if !maps_own {
-                return Ok(None);
-            }
-            // A sleep that was given up leaves it changed, and in use: its machine has pages of its own in place of those.
-            Ok(FlatCheck::unless_changing(&inner.paths.own_of(instance))?)
-        });
-        let (None, Some(check)) = (&*slot, check.await?) else { return Ok(()) };
-        let stop = check.stop();
+        let check = self.blocking(move |_| Ok(FlatCheck::unless_changing(&folder)?)).await?;
+        let Some(check) = check else { return Ok(()) };
+        let _ = running.stop_check.set(check.stop());
         let (doomed, process) = (Arc::clone(&running.doomed), running.machine.identity().clone());
         let done = tokio::spawn(async move {
             let found = tokio::task::spawn_blocking(move || check.run()).await;
@@ -300,7 +299,7 @@ impl Host {
                 tracing::error!(%instance, %error, "and could not be");
             }
         });
-        *slot = Some(Check { stop, done });
+        *slot = Some(done);
         Ok(())
     }
 
@@ -312,7 +311,7 @@ impl Host {
         let instance: InstanceId = facts.instance.parse().map_err(|_| HostError::Confused)?;
         let running = self.running(instance)?;
         // What is written in place must have been found whole before.
-        running.checked(false).await;
+        running.checked().await;
         let folder = self.paths().snapshot_of(instance);
         let earlier = folder.clone();
         // One that was consumed may still be there.
@@ -367,7 +366,10 @@ async fn end(running: Option<&Running>, process: Option<ProcessIdentity>) -> Res
     match (running, process) {
         (Some(running), _) => {
             running.machine.kill().await?;
-            running.checked(true).await;
+            if let Some(stop) = running.stop_check.get() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            running.checked().await;
         }
         (None, Some(process)) => {
             kill_process(&process).await?;

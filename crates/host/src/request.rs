@@ -68,6 +68,8 @@ pub enum Request {
         /// Up or down.
         up: bool,
     },
+    /// Wait until a machine's own image has been read through: its snapshot cannot be written before.
+    AwaitCheck(InstanceId),
     /// Write a paused machine's snapshot.
     Snapshot {
         /// What is recorded with it.
@@ -337,6 +339,11 @@ impl Host {
     /// Sets the network link.
     pub async fn set_link(&self, instance: InstanceId, up: bool) -> Result<(), HostError> {
         ask!(self, Request::SetLink { instance, up }, Reply::Done => ())
+    }
+
+    /// Waits until a machine's own image has been read through, so that its snapshot need not wait for that.
+    pub async fn checked(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::AwaitCheck(instance), Reply::Done => ())
     }
 
     /// Writes a paused machine's snapshot, durably.
