@@ -24,15 +24,26 @@ impl Host {
             tracing::warn!(pid = process.pid, "ending a VMM that no instance has");
             kill_process(process).await?;
         }
+        let running: Vec<InstanceId> =
+            instances.iter().filter(|(_, process)| process.is_some()).map(|(id, _)| *id).collect();
         let ids: BTreeSet<String> = instances.iter().map(|(id, _)| id.to_string()).collect();
         self.blocking(move |inner| {
             for folder in [inner.paths.instances(), inner.paths.runs()] {
                 remove_unknown(&folder, &ids)?;
             }
             remove_unknown(&inner.paths.bases(), &bases.into_iter().collect())?;
-            for name in names_in(&inner.paths.nameless())? {
-                // Those of instances go by what their launch says.
-                mvm_vmm::remove_cgroup(&format!("mvm-{}-{name}", inner.tag.as_str()))?;
+            let mut named = BTreeSet::new();
+            for id in running {
+                match inner.launched(id) {
+                    Ok(launched) => drop(named.insert(launched.spec.name)),
+                    Err(error) => tracing::warn!(instance = %id, %error, "its launch is not known"),
+                }
+            }
+            for name in mvm_vmm::cgroup::named(&format!("mvm-{}-", inner.tag.as_str()))? {
+                // Those of other instances' VMMs, which have ended, go as well.
+                if !named.contains(&name) {
+                    mvm_vmm::remove_cgroup(&name)?;
+                }
             }
             remove_unknown(&inner.paths.nameless(), &BTreeSet::new())?;
             for left in inner.networks.list()? {
@@ -87,11 +98,6 @@ impl Host {
 fn uid_of(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-fn names_in(folder: &Path) -> Result<Vec<String>, HostError> {
-    let entries = std::fs::read_dir(folder).map_err(HostError::at(folder))?.flatten();
-    Ok(entries.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 fn remove_unknown(folder: &Path, known: &BTreeSet<String>) -> Result<(), HostError> {
