@@ -1,9 +1,12 @@
 //! From what the agent wants to what a VMM is started with, and what is written down of it for a later agent.
 
+use std::sync::Arc;
+
 use mvm_model::InstanceId;
 use mvm_network::{PortSpec, TenantNetwork};
 use mvm_vmm::{
-    BaseExpected, DiskIdentity, Expected, MachineSpec, MemoryBase, Restore, Shape, Snapshot, SnapshotMemory,
+    BaseExpected, BlockDevice, DiskIdentity, Expected, MachineSpec, MemoryBase, Restore, Shape, Snapshot,
+    SnapshotMemory,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,18 +25,22 @@ pub(crate) struct Launched {
 }
 
 impl Inner {
-    /// From what the agent wants to what the engine takes.
-    pub(crate) fn prepare(&self, launch: &Launch) -> Result<MachineSpec, HostError> {
+    /// From what the agent wants to what the engine takes, with the device of the base that is to be mapped.
+    pub(crate) fn prepare(
+        &self,
+        launch: &Launch,
+    ) -> Result<(MachineSpec, Option<Arc<BlockDevice>>), HostError> {
         let id = launch.revision.parse().map_err(|_| HostError::NotARevision(launch.revision.clone()))?;
         let revision = self.images.revision(&id)?;
         let data = self.paths.disk_of(launch.instance);
-        let memory = match &launch.kind {
-            LaunchKind::Cold => MemoryBase::Empty,
-            LaunchKind::Clone { base } => self.map_base(base)?,
+        let shared = |base| self.map_base(base).map(|mapped| (mapped.memory, Some(mapped.device)));
+        let (memory, base) = match &launch.kind {
+            LaunchKind::Cold => (MemoryBase::Empty, None),
+            LaunchKind::Clone { base } => shared(base)?,
             LaunchKind::Restore { snapshot, .. } => match &snapshot.memory {
-                SnapshotMemory::Delta { base: None } => MemoryBase::Empty,
-                SnapshotMemory::Delta { base: Some(base) } => self.map_base(base)?,
-                SnapshotMemory::Own => MemoryBase::Own { folder: self.paths.own_of(launch.instance) },
+                SnapshotMemory::Delta { base: None } => (MemoryBase::Empty, None),
+                SnapshotMemory::Delta { base: Some(base) } => shared(base)?,
+                SnapshotMemory::Own => (MemoryBase::Own { folder: self.paths.own_of(launch.instance) }, None),
             },
         };
         if !matches!(launch.kind, LaunchKind::Restore { .. }) {
@@ -41,7 +48,7 @@ impl Inner {
         }
         let run_dir = self.paths.run_of(launch.instance);
         std::fs::create_dir_all(&run_dir).map_err(HostError::at(&run_dir))?;
-        Ok(MachineSpec {
+        let spec = MachineSpec {
             name: format!("mvm-{}-{}", self.tag.as_str(), launch.instance),
             vcpus: launch.resources.vcpus,
             mem_mib: launch.resources.mem_mib,
@@ -54,7 +61,8 @@ impl Inner {
             mac: launch.port.mac,
             run_dir,
             uid: launch.uid,
-        })
+        };
+        Ok((spec, base))
     }
 
     /// What the machine is to load, checked as far as it can be before; nothing for a cold start.
@@ -110,6 +118,9 @@ impl Inner {
     /// For a later agent.
     pub(crate) fn write_down(&self, instance: InstanceId, launched: &Launched) -> Result<(), HostError> {
         let path = self.paths.launch_of(instance);
+        // It may have gone with a spare that could not be used.
+        let folder = self.paths.run_of(instance);
+        std::fs::create_dir_all(&folder).map_err(HostError::at(&folder))?;
         let text = serde_json::to_vec(launched).map_err(|e| HostError::at(&path)(e.into()))?;
         std::fs::write(&path, text).map_err(HostError::at(&path))
     }

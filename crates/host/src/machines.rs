@@ -1,19 +1,19 @@
 //! VMMs: their launch, their channels, their end.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mvm_model::{InstanceId, SnapshotCompression};
 use mvm_network::PortSpec;
 use mvm_vmm::{
-    Engine, FlatCheck, Machine, MachineSpec, MemoryBase, ProcessIdentity, QemuEngine, Restore, SnapshotFacts,
-    SnapshotInfo, SnapshotOptions, Start, kill_process,
+    BlockDevice, Engine, FlatCheck, Machine, MachineSpec, MemoryBase, ProcessIdentity, QemuEngine, Restore,
+    SnapshotFacts, SnapshotInfo, SnapshotOptions, Start, kill_process,
 };
 use tokio::task::JoinHandle;
 
-use crate::host::{Host, HostEvent, MachineEnded};
+use crate::host::{Host, HostEvent, MachineEnded, remove_folder};
 use crate::launching::Launched;
+use crate::nameless::{Nameless, Number};
 use crate::spares::{Fit, Spare};
 use crate::{HostError, Launch, request};
 
@@ -24,7 +24,10 @@ const OWN_IMAGE_FROM: u64 = 64 << 20;
 /// A VMM that runs.
 pub(crate) struct Running {
     pub(crate) machine: Box<dyn Machine>,
-    uid: u32,
+    /// What its uid comes from, where it was a spare.
+    _number: Option<Number>,
+    /// The device of the base that it maps, so that those who come later map the same one.
+    base: OnceLock<Arc<BlockDevice>>,
     /// What it was launched to load, until that is done.
     restore: Mutex<Option<Restore>>,
     /// How it was launched, until it runs for the first time.
@@ -40,10 +43,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn new(machine: Box<dyn Machine>, uid: u32) -> Self {
+    fn new(machine: Box<dyn Machine>, number: Option<Number>) -> Self {
         Self {
             machine,
-            uid,
+            _number: number,
+            base: OnceLock::new(),
             restore: Mutex::default(),
             begins: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
@@ -100,18 +104,11 @@ impl Host {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Uids that VMMs have which are not those of their instances.
-    pub(crate) fn uids_in_use(&self) -> BTreeSet<u32> {
-        let running: Vec<u32> = self.all_running().values().map(|running| running.uid).collect();
-        let spares: Vec<u32> = self.inner.spares.waiting().iter().map(|spare| spare.spec.uid).collect();
-        running.into_iter().chain(spares).chain(self.inner.bases.uids()).collect()
-    }
-
     /// Starts a VMM with its port, or takes one that was started ahead; whatever fails, nothing is left of it.
     pub(crate) async fn start_vmm(&self, launch: Launch) -> Result<request::Launched, HostError> {
         let instance = launch.instance;
         let wanted = launch.clone();
-        let spec = self.blocking(move |inner| inner.prepare(&wanted)).await?;
+        let (spec, base) = self.blocking(move |inner| inner.prepare(&wanted)).await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         let wanted = launch.clone();
         let Launch { revision, network, port, .. } = launch.clone();
@@ -122,21 +119,21 @@ impl Host {
             && let Some(spare) = self.fitting_spare(&launch, &launched.spec)
         {
             match self.assign(spare, &mut launched, instance).await {
-                Ok(machine) => {
-                    return Ok(request::Launched {
-                        process: self.begun(instance, &launched, machine, restore),
-                        spare: true,
-                    });
+                Ok((machine, number)) => {
+                    let running = Running::new(machine, Some(number));
+                    let process = self.begun(instance, running, launched, base, restore);
+                    return Ok(request::Launched { process, spare: true });
                 }
                 Err(error) => tracing::warn!(%instance, %error, "a spare could not be used"),
             }
         }
         let machine = self.launch_on_demand(engine, instance, &launched, restore.is_some()).await;
         match machine {
-            Ok(machine) => Ok(request::Launched {
-                process: self.begun(instance, &launched, machine, restore),
-                spare: false,
-            }),
+            Ok(machine) => {
+                let running = Running::new(machine, None);
+                let process = self.begun(instance, running, launched, base, restore);
+                Ok(request::Launched { process, spare: false })
+            }
             Err(error) => {
                 self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
                 Err(error)
@@ -171,20 +168,20 @@ impl Host {
         self.inner.spares.take(&launch.tenant, &launch.pool, &fit)
     }
 
-    /// Makes a spare the VMM of an instance. If that fails, the spare is ended.
+    /// Makes a spare the VMM of an instance. If that fails, nothing is left of the spare.
     async fn assign(
         &self,
         spare: Spare,
         launched: &mut Launched,
         instance: InstanceId,
-    ) -> Result<Box<dyn Machine>, HostError> {
-        let Spare { machine, spec, tap, .. } = spare;
+    ) -> Result<(Box<dyn Machine>, Number), HostError> {
+        let Spare { machine, spec, place: Nameless { tap, number, run_dir, .. }, .. } = spare;
         let process = machine.identity().clone();
         let mut own = launched.clone();
         (own.spec.name, own.spec.uid) = (spec.name, spec.uid);
-        let written = own.clone();
+        let (written, from) = (own.clone(), run_dir.clone());
         let assigned = async {
-            self.blocking(move |inner| inner.move_in(instance, &spec.run_dir, &written)).await?;
+            self.blocking(move |inner| inner.move_in(instance, &from, &written)).await?;
             let (shape, target) = (own.shape.clone(), own.spec.clone());
             let naming =
                 self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, tap, l.port.offset));
@@ -194,10 +191,11 @@ impl Host {
         match assigned.await {
             Ok(machine) => {
                 *launched = own;
-                Ok(machine)
+                Ok((machine, number))
             }
             Err(error) => {
                 kill_process(&process).await?;
+                remove_folder(&run_dir)?;
                 Err(error)
             }
         }
@@ -207,13 +205,14 @@ impl Host {
     fn begun(
         &self,
         instance: InstanceId,
-        launched: &Launched,
-        machine: Box<dyn Machine>,
+        mut running: Running,
+        launched: Launched,
+        base: Option<Arc<BlockDevice>>,
         restore: Option<Restore>,
     ) -> ProcessIdentity {
-        let mut running = Running::new(machine, launched.spec.uid);
+        running.base = base.map_or_else(OnceLock::new, OnceLock::from);
         running.restore = Mutex::new(restore);
-        running.begins = Mutex::new(Some(launched.clone()));
+        running.begins = Mutex::new(Some(launched));
         self.watch(instance, running)
     }
 
@@ -229,14 +228,25 @@ impl Host {
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
         let machine = engine.reattach(&launched.spec, launched.shape.clone(), process).await?;
         self.with_network(&launched, move |networks, l| networks.admit(&l.network, &port)).await?;
-        let memory = launched.spec.memory.clone();
-        if let MemoryBase::Shared { id, .. } = launched.spec.memory {
-            // Held by this agent too, machines that come later share it.
-            self.blocking(move |inner| inner.map_base(&id)).await?;
-        }
-        self.watch(instance, Running::new(machine, launched.spec.uid));
+        self.inner.reserve(instance, launched.spec.uid);
+        self.watch(instance, Running::new(machine, self.inner.reserved.take(instance)));
         let running = self.running(instance)?;
-        self.check_own(&running, instance, &memory).await
+        if let MemoryBase::Shared { id, .. } = launched.spec.memory {
+            let host = self.clone();
+            // Beside it, as the base is read through before: the machine maps it already, and runs.
+            tokio::spawn(async move { host.share_base(&running, instance, id).await });
+            return Ok(());
+        }
+        self.check_own(&running, instance, &launched.spec.memory).await
+    }
+
+    /// Holds the base of a machine that was taken up, so that those who come later map the same device.
+    async fn share_base(&self, running: &Running, instance: InstanceId, id: String) {
+        match self.blocking(move |inner| inner.map_base(&id)).await {
+            // Nobody else sets it.
+            Ok(mapped) => drop(running.base.set(mapped.device)),
+            Err(error) => tracing::warn!(%instance, %error, "its base cannot be shared with others"),
+        }
     }
 
     /// From now on the machine is known by its instance, and its end is told.
@@ -341,6 +351,8 @@ impl Host {
         };
         let (ended, detached) = tokio::join!(end(running.as_deref(), process), detached);
         ended?;
+        // Nobody is given its uid, name and cgroup before they are cleared away, too.
+        let _number = self.inner.reserved.take(instance);
         detached?;
         let Some(launched) = launched else { return Ok(()) };
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?.clone();

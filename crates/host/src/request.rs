@@ -109,6 +109,8 @@ pub enum Request {
     KeepSpares(SpareOrder),
     /// End the spares of a tenant, or all.
     EndSpares(Option<TenantId>),
+    /// End what was started ahead, also for bases, and start nothing ahead any more.
+    Close,
     /// Read everything that is kept of machines' memory and name what is damaged.
     Scrub(Vec<AtRest>),
     /// Wait for a VMM to end by itself.
@@ -403,6 +405,11 @@ impl Host {
     /// Ends the spares of a tenant, or all.
     pub async fn discard_spares(&self, tenant: Option<TenantId>) -> Result<(), HostError> {
         ask!(self, Request::EndSpares(tenant), Reply::Done => ())
+    }
+
+    /// Ends what was started ahead, also for bases; from now on nothing is.
+    pub async fn close(&self) -> Result<(), HostError> {
+        ask!(self, Request::Close, Reply::Done => ())
     }
 
     /// What of this is damaged.

@@ -24,6 +24,7 @@ impl Host {
             tracing::warn!(pid = process.pid, "ending a VMM that no instance has");
             kill_process(process).await?;
         }
+        // What runs may have been a spare: before it is taken up, nothing may be started in its name.
         let running: Vec<InstanceId> =
             instances.iter().filter(|(_, process)| process.is_some()).map(|(id, _)| *id).collect();
         let ids: BTreeSet<String> = instances.iter().map(|(id, _)| id.to_string()).collect();
@@ -35,7 +36,10 @@ impl Host {
             let mut named = BTreeSet::new();
             for id in running {
                 match inner.launched(id) {
-                    Ok(launched) => drop(named.insert(launched.spec.name)),
+                    Ok(launched) => {
+                        inner.reserve(id, launched.spec.uid);
+                        named.insert(launched.spec.name);
+                    }
                     Err(error) => tracing::warn!(instance = %id, %error, "its launch is not known"),
                 }
             }
@@ -75,7 +79,7 @@ impl Host {
 
     /// Processes with a uid of this agent's range that carry its tag: VMMs of its own, recorded or not.
     fn vmms(&self) -> Result<Vec<ProcessIdentity>, HostError> {
-        let uids = self.all_uids();
+        let uids = self.inner.all_uids();
         let name = format!("mvm-{}-", self.inner.tag.as_str());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").map_err(HostError::at("/proc"))?.flatten() {
