@@ -1,6 +1,7 @@
 //! Bases: making them of a machine that is nobody yet, and keeping them where VMMs can map them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mvm_model::Resources;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::HostError;
 use crate::host::{Host, remove_folder};
+use crate::nameless::Nameless;
 
 /// A machine that is to become a base: it has no instance, no data and no link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,25 +30,32 @@ pub struct BaseLaunch {
 /// The bases that VMMs can map, and the machines that are to become some.
 #[derive(Default)]
 pub(crate) struct Bases {
-    attached: Mutex<HashMap<String, Arc<BlockDevice>>>,
-    /// A base gets one device, also when several machines want it at once.
-    attaching: Mutex<()>,
+    attached: Mutex<HashMap<String, Attached>>,
+    /// Whether this kernel was found not to protect them: no base need be read through to be refused again.
+    unprotected: AtomicBool,
     making: Mutex<HashMap<String, Arc<Making>>>,
+}
+
+/// A base's device, if it has one. Its lock is held while one is made and while the base is removed: it gets one device,
+/// also when several machines want it at once, and none when it is gone.
+type Attached = Arc<Mutex<Option<Arc<BlockDevice>>>>;
+
+/// A base for VMMs to map: for as long as this is kept.
+pub(crate) struct Mapped {
+    pub(crate) memory: MemoryBase,
+    pub(crate) device: Arc<BlockDevice>,
 }
 
 struct Making {
     machine: Box<dyn Machine>,
     spec: MachineSpec,
+    _place: Nameless,
 }
 
 impl Bases {
-    fn attached(&self) -> MutexGuard<'_, HashMap<String, Arc<BlockDevice>>> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The uids of machines that are to become bases.
-    pub(crate) fn uids(&self) -> Vec<u32> {
-        self.making().values().map(|making| making.spec.uid).collect()
+    fn attached(&self, id: &str) -> Attached {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(attached.entry(id.to_owned()).or_default())
     }
 
     fn making(&self) -> MutexGuard<'_, HashMap<String, Arc<Making>>> {
@@ -57,31 +66,42 @@ impl Bases {
 impl Host {
     /// Starts a machine that is to become a base, and gives its name.
     pub(crate) async fn start_base(&self, launch: BaseLaunch) -> Result<String, HostError> {
-        let nameless = self.nameless("base");
-        let (name, tap, wanted) = (nameless.name.clone(), nameless.tap, launch.clone());
+        let closing = self.inner.closing.read().await;
+        if *closing {
+            return Err(HostError::Closing);
+        }
+        let place = self.nameless("base")?;
+        let (name, folder) = (place.name.clone(), place.run_dir.clone());
+        match self.start_base_in(place, launch).await {
+            Ok(making) => {
+                self.inner.bases.making().insert(name.clone(), Arc::new(making));
+                Ok(name)
+            }
+            Err(error) => {
+                remove_folder(&folder)?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_base_in(&self, place: Nameless, launch: BaseLaunch) -> Result<Making, HostError> {
+        let (tap, wanted) = (place.tap, launch.clone());
         let data_bytes = mvm_image::disk::data_disk_bytes(launch.resources.data_disk_mib);
-        let spec = self
+        let (place, spec) = self
             .blocking(move |inner| {
-                let mut spec = inner.nameless_spec(&nameless, &wanted.revision, wanted.resources)?;
+                let mut spec = inner.nameless_spec(&place, &wanted.revision, wanted.resources)?;
                 // It stands in for the disk that a machine of this base has, and is never opened by the guest.
                 spec.data = spec.run_dir.join("stand-in.img");
                 std::fs::create_dir_all(&spec.run_dir).map_err(HostError::at(&spec.run_dir))?;
                 let disk = std::fs::File::create(&spec.data).and_then(|disk| disk.set_len(data_bytes));
-                disk.map_err(HostError::at(&spec.data)).map(|()| spec)
+                disk.map_err(HostError::at(&spec.data)).map(|()| (place, spec))
             })
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         let network = launch.network;
         let tap = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
-        let machine = match engine.launch(&spec, Some(tap), Start::Cold).await {
-            Ok(machine) => machine,
-            Err(error) => {
-                remove_folder(&spec.run_dir)?;
-                return Err(error.into());
-            }
-        };
-        self.inner.bases.making().insert(name.clone(), Arc::new(Making { machine, spec }));
-        Ok(name)
+        let machine = engine.launch(&spec, Some(tap), Start::Cold).await?;
+        Ok(Making { machine, spec, _place: place })
     }
 
     fn making(&self, name: &str) -> Result<Arc<Making>, HostError> {
@@ -118,16 +138,31 @@ impl Host {
         remove_folder(&making.spec.run_dir)
     }
 
+    /// Ends all of them.
+    pub(crate) async fn end_bases(&self) -> Result<(), HostError> {
+        let names: Vec<String> = self.inner.bases.making().keys().cloned().collect();
+        let mut ended = Ok(());
+        for name in names {
+            ended = ended.and(self.end_base(&name).await);
+        }
+        ended
+    }
+
     pub(crate) async fn remove_base(&self, id: String) -> Result<(), HostError> {
         // One that waits for a machine of it would be the last to map it.
         self.end_spares_of_base(&id).await?;
-        self.inner.bases.attached().remove(&id);
-        self.blocking(move |inner| Ok(mvm_vmm::remove_kept(&inner.paths.base(&id))?)).await
+        self.blocking(move |inner| {
+            let attached = inner.bases.attached(&id);
+            let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+            *attached = None;
+            Ok(mvm_vmm::remove_kept(&inner.paths.base(&id))?)
+        })
+        .await
     }
 
     /// The shape that a machine of this revision with these resources would have now.
     pub(crate) async fn shape_of(&self, revision: String, resources: Resources) -> Result<Shape, HostError> {
-        let nameless = self.nameless("shape");
+        let nameless = self.nameless("shape")?;
         let spec = self.blocking(move |inner| inner.nameless_spec(&nameless, &revision, resources)).await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         Ok(engine.shape_with(&spec, mvm_image::disk::data_disk_bytes(resources.data_disk_mib))?)
@@ -136,28 +171,28 @@ impl Host {
 
 impl crate::host::Inner {
     /// A base's memory, where VMMs can map it. Checked in full when that is done for the first time.
-    pub(crate) fn map_base(&self, id: &str) -> Result<MemoryBase, HostError> {
+    pub(crate) fn map_base(&self, id: &str) -> Result<Mapped, HostError> {
+        let attached = self.bases.attached(id);
+        let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = self.paths.base(id);
-        let mapped = |device: &BlockDevice| MemoryBase::Shared {
-            id: id.to_owned(),
-            folder: folder.clone(),
-            node: device.node().to_owned(),
+        let device = if let Some(device) = &*attached {
+            Arc::clone(device)
+        } else {
+            if self.bases.unprotected.load(Ordering::Relaxed) {
+                return Err(HostError::BasesUnprotected);
+            }
+            Base::verify(&folder, id)?;
+            let device = Arc::new(BlockDevice::attach(&folder.join("memory"))?);
+            // In emulation a VMM's filter does it.
+            if self.engines.accel() != Some(Accel::Tcg) && !device.is_protected()? {
+                self.bases.unprotected.store(true, Ordering::Relaxed);
+                return Err(HostError::BasesUnprotected);
+            }
+            *attached = Some(Arc::clone(&device));
+            device
         };
-        if let Some(device) = self.bases.attached().get(id) {
-            return Ok(mapped(device));
-        }
-        let _one_at_a_time = self.bases.attaching.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(device) = self.bases.attached().get(id) {
-            return Ok(mapped(device));
-        }
-        Base::verify(&folder, id)?;
-        let device = Arc::new(BlockDevice::attach(&folder.join("memory"))?);
-        if self.engines.accel() == Some(Accel::Kvm) && !device.is_protected()? {
-            return Err(HostError::BasesUnprotected);
-        }
-        let base = mapped(&device);
-        self.bases.attached().insert(id.to_owned(), device);
-        Ok(base)
+        let memory = MemoryBase::Shared { id: id.to_owned(), folder, node: device.node().to_owned() };
+        Ok(Mapped { memory, device })
     }
 
     /// A base that is to be cloned by a machine of this shape.

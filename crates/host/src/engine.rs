@@ -78,15 +78,14 @@ impl Engines {
         }
     }
 
-    /// How guests run, once that is known.
+    /// How guests run, once that is known: from the first launch, or from an earlier agent.
     pub(crate) fn accel(&self) -> Option<Accel> {
-        self.engine.get().map(QemuEngine::accel)
+        self.engine.get().map(QemuEngine::accel).or(self.probe.as_ref().map(|probe| probe.accel))
     }
 
     /// In words.
     pub(crate) fn describe(&self) -> String {
-        let accel = self.engine.get().map(QemuEngine::accel).or(self.probe.as_ref().map(|probe| probe.accel));
-        let how = match accel {
+        let how = match self.accel() {
             Some(Accel::Kvm) => "KVM",
             Some(Accel::Tcg) => "emulation",
             None => "KVM or emulation, decided at the first start",

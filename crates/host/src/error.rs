@@ -43,6 +43,12 @@ pub enum HostError {
          they start cold (Linux 6.6 and newer does not)"
     )]
     BasesUnprotected,
+    /// As many VMMs without an instance as there can be.
+    #[error("no more VMMs can be started ahead: all their numbers are taken")]
+    NoNumbers,
+    /// Nothing is started ahead any more.
+    #[error("the agent is ending: nothing is started ahead")]
+    Closing,
     /// An answer to another question.
     #[error("the host answered something else than what was asked")]
     Confused,
@@ -59,6 +65,7 @@ impl HostError {
             HostError::Vmm(mvm_vmm::Error::Refused(_))
                 | HostError::Image(mvm_image::Error::UnknownRevision { .. })
                 | HostError::NotARevision(_)
+                | HostError::BasesUnprotected
         )
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::bases::Bases;
 use crate::engine::Engines;
 use crate::machines::Running;
-use crate::nameless::Numbers;
+use crate::nameless::{Numbers, Reserved};
 use crate::paths::Paths;
 use crate::spares::Spares;
 use crate::{HostError, Reply, Request};
@@ -72,6 +72,9 @@ pub(crate) struct Inner {
     pub(crate) bases: Bases,
     pub(crate) spares: Spares,
     pub(crate) numbers: Numbers,
+    pub(crate) reserved: Reserved,
+    /// Whether nothing is to be started ahead any more. Whoever starts something reads it meanwhile.
+    pub(crate) closing: tokio::sync::RwLock<bool>,
     pub(crate) events: mpsc::UnboundedSender<HostEvent>,
 }
 
@@ -130,6 +133,8 @@ impl Host {
             bases: Bases::default(),
             spares: Spares::default(),
             numbers: Numbers::default(),
+            reserved: Reserved::default(),
+            closing: tokio::sync::RwLock::default(),
             events: sender,
         };
         Ok((Self { inner: Arc::new(inner) }, events))
@@ -146,21 +151,7 @@ impl Host {
 
     /// The uids that instances' VMMs may have.
     pub fn uids(&self) -> std::ops::Range<u32> {
-        let all = self.all_uids();
-        all.start..all.end - NAMELESS_UIDS
-    }
-
-    /// The uids of VMMs that are started without an instance.
-    pub(crate) fn nameless_uids(&self) -> std::ops::Range<u32> {
-        let all = self.all_uids();
-        all.end - NAMELESS_UIDS..all.end
-    }
-
-    /// The uids that this agent's VMMs may have.
-    pub(crate) fn all_uids(&self) -> std::ops::Range<u32> {
-        let number = u32::from_str_radix(&self.inner.tag.as_str()[..3], 16).unwrap_or_default();
-        let first = FIRST_UID + number * UIDS;
-        first..first + UIDS
+        self.inner.all_uids().start..self.inner.nameless_uids().start
     }
 
     /// Does what is asked.
@@ -204,6 +195,11 @@ impl Host {
             Request::RemoveBase(id) => done(self.remove_base(id).await),
             Request::KeepSpares(order) => self.keep_spares(order).await.map(Reply::Spares),
             Request::EndSpares(tenant) => done(self.end_spares(tenant).await),
+            Request::Close => done(self.close_all().await),
+            Request::AwaitCheck(instance) => {
+                self.running(instance)?.checked().await;
+                Ok(Reply::Done)
+            }
             Request::WaitEnd { instance, within } => {
                 let Ok(running) = self.running(instance) else { return Ok(Reply::Ended(true)) };
                 Ok(Reply::Ended(tokio::time::timeout(within, running.machine.wait()).await.is_ok()))
@@ -259,6 +255,19 @@ fn done(result: Result<(), HostError>) -> Result<Reply, HostError> {
 }
 
 impl Inner {
+    /// The uids of VMMs that are started without an instance.
+    pub(crate) fn nameless_uids(&self) -> std::ops::Range<u32> {
+        let all = self.all_uids();
+        all.end - NAMELESS_UIDS..all.end
+    }
+
+    /// The uids that this agent's VMMs may have.
+    pub(crate) fn all_uids(&self) -> std::ops::Range<u32> {
+        let number = u32::from_str_radix(&self.tag.as_str()[..3], 16).unwrap_or_default();
+        let first = FIRST_UID + number * UIDS;
+        first..first + UIDS
+    }
+
     /// What needs no VMM.
     fn at_once(&self, request: Request) -> Result<Reply, HostError> {
         match request {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`request`] | what can be asked, and the typed way to ask it |
 //! | `machines` | VMMs: their launch, their channels, their end |
+//! | `launching` | what they are started with, and what is written down of it |
 //! | `engine` | which VMM there is and how it runs guests on this host |
 //! | `bases` | what machines begin from |
 //! | `spares` | VMMs started ahead |
@@ -20,6 +21,7 @@ mod bases;
 mod engine;
 mod error;
 mod host;
+mod launching;
 mod machines;
 mod nameless;
 mod paths;

@@ -1,22 +1,21 @@
 //! VMMs: their launch, their channels, their end.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mvm_model::{InstanceId, SnapshotCompression};
-use mvm_network::{PortSpec, TenantNetwork};
+use mvm_network::PortSpec;
 use mvm_vmm::{
-    BaseExpected, DiskIdentity, Engine, Expected, FlatCheck, Machine, MachineSpec, MemoryBase,
-    ProcessIdentity, QemuEngine, Restore, Shape, Snapshot, SnapshotFacts, SnapshotInfo, SnapshotMemory,
-    SnapshotOptions, Start, kill_process,
+    BlockDevice, Engine, FlatCheck, Machine, MachineSpec, MemoryBase, ProcessIdentity, QemuEngine, Restore,
+    SnapshotFacts, SnapshotInfo, SnapshotOptions, Start, kill_process,
 };
-use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
-use crate::host::{Host, HostEvent, Inner, MachineEnded, remove_folder};
+use crate::host::{Host, HostEvent, MachineEnded, remove_folder};
+use crate::launching::Launched;
+use crate::nameless::{Nameless, Number};
 use crate::spares::{Fit, Spare};
-use crate::{HostError, Launch, LaunchKind, request};
+use crate::{HostError, Launch, request};
 
 /// With more private memory than this a machine is given an own image at its sleep: copying as much at every wake takes
 /// longer than mapping it.
@@ -25,45 +24,35 @@ const OWN_IMAGE_FROM: u64 = 64 << 20;
 /// A VMM that runs.
 pub(crate) struct Running {
     pub(crate) machine: Box<dyn Machine>,
-    uid: u32,
+    /// What its uid comes from, where it was a spare.
+    _number: Option<Number>,
+    /// The device of the base that it maps, so that those who come later map the same one.
+    base: OnceLock<Arc<BlockDevice>>,
     /// What it was launched to load, until that is done.
     restore: Mutex<Option<Restore>>,
-    /// Its port, until rules are made for it.
-    port: Mutex<Option<Launched>>,
-    /// These rules, which are made while the guest comes up.
+    /// How it was launched, until it runs for the first time.
+    begins: Mutex<Option<Launched>>,
+    /// Its port's rules, which are made while the guest comes up.
     admission: tokio::sync::Mutex<Option<JoinHandle<Result<(), HostError>>>>,
-    /// The check of the own image that it maps.
-    check: tokio::sync::Mutex<Option<Check>>,
+    /// The check of the own image that it maps, which goes on beside it.
+    check: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    /// Ends that check without a finding.
+    stop_check: OnceLock<Arc<AtomicBool>>,
     /// Why the host ended it by itself.
     doomed: Arc<Mutex<Option<String>>>,
 }
 
-/// A check of an own image that goes on beside its machine.
-struct Check {
-    stop: Arc<AtomicBool>,
-    done: JoinHandle<()>,
-}
-
-/// `launch.json`: what another agent needs to take a VMM over, or to clear up behind it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Launched {
-    revision: String,
-    /// Of the engine that was there at the launch; it may have been replaced since.
-    shape: Shape,
-    spec: MachineSpec,
-    network: TenantNetwork,
-    port: PortSpec,
-}
-
 impl Running {
-    fn new(machine: Box<dyn Machine>, uid: u32) -> Self {
+    fn new(machine: Box<dyn Machine>, number: Option<Number>) -> Self {
         Self {
             machine,
-            uid,
+            _number: number,
+            base: OnceLock::new(),
             restore: Mutex::default(),
-            port: Mutex::default(),
+            begins: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             check: tokio::sync::Mutex::default(),
+            stop_check: OnceLock::new(),
             doomed: Arc::default(),
         }
     }
@@ -94,13 +83,15 @@ impl Running {
         self.doomed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for the check of its image. With `early`, it ends without a finding.
-    async fn checked(&self, early: bool) {
-        if let Some(check) = self.check.lock().await.take() {
-            check.stop.store(early, Ordering::Relaxed);
+    /// Waits for the check of its image.
+    pub(crate) async fn checked(&self) {
+        let mut slot = self.check.lock().await;
+        if let Some(check) = &mut *slot {
             // What it found it has said itself.
-            let _ = check.done.await;
+            let _ = check.await;
         }
+        // Not before: whoever asks may give up.
+        *slot = None;
     }
 }
 
@@ -113,18 +104,11 @@ impl Host {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Uids that VMMs have which are not those of their instances.
-    pub(crate) fn uids_in_use(&self) -> BTreeSet<u32> {
-        let running: Vec<u32> = self.all_running().values().map(|running| running.uid).collect();
-        let spares: Vec<u32> = self.inner.spares.waiting().iter().map(|spare| spare.spec.uid).collect();
-        running.into_iter().chain(spares).chain(self.inner.bases.uids()).collect()
-    }
-
     /// Starts a VMM with its port, or takes one that was started ahead; whatever fails, nothing is left of it.
     pub(crate) async fn start_vmm(&self, launch: Launch) -> Result<request::Launched, HostError> {
         let instance = launch.instance;
         let wanted = launch.clone();
-        let spec = self.blocking(move |inner| inner.prepare(&wanted)).await?;
+        let (spec, base) = self.blocking(move |inner| inner.prepare(&wanted)).await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         let wanted = launch.clone();
         let Launch { revision, network, port, .. } = launch.clone();
@@ -135,21 +119,21 @@ impl Host {
             && let Some(spare) = self.fitting_spare(&launch, &launched.spec)
         {
             match self.assign(spare, &mut launched, instance).await {
-                Ok(machine) => {
-                    return Ok(request::Launched {
-                        process: self.begun(instance, &launched, machine, restore),
-                        spare: true,
-                    });
+                Ok((machine, number)) => {
+                    let running = Running::new(machine, Some(number));
+                    let process = self.begun(instance, running, launched, base, restore);
+                    return Ok(request::Launched { process, spare: true });
                 }
                 Err(error) => tracing::warn!(%instance, %error, "a spare could not be used"),
             }
         }
         let machine = self.launch_on_demand(engine, instance, &launched, restore.is_some()).await;
         match machine {
-            Ok(machine) => Ok(request::Launched {
-                process: self.begun(instance, &launched, machine, restore),
-                spare: false,
-            }),
+            Ok(machine) => {
+                let running = Running::new(machine, None);
+                let process = self.begun(instance, running, launched, base, restore);
+                Ok(request::Launched { process, spare: false })
+            }
             Err(error) => {
                 self.with_network(&launched, |networks, l| networks.detach(&l.network, &l.port)).await?;
                 Err(error)
@@ -184,20 +168,20 @@ impl Host {
         self.inner.spares.take(&launch.tenant, &launch.pool, &fit)
     }
 
-    /// Makes a spare the VMM of an instance. If that fails, the spare is ended.
+    /// Makes a spare the VMM of an instance. If that fails, nothing is left of the spare.
     async fn assign(
         &self,
         spare: Spare,
         launched: &mut Launched,
         instance: InstanceId,
-    ) -> Result<Box<dyn Machine>, HostError> {
-        let Spare { machine, spec, tap, .. } = spare;
+    ) -> Result<(Box<dyn Machine>, Number), HostError> {
+        let Spare { machine, spec, place: Nameless { tap, number, run_dir, .. }, .. } = spare;
         let process = machine.identity().clone();
         let mut own = launched.clone();
         (own.spec.name, own.spec.uid) = (spec.name, spec.uid);
-        let written = own.clone();
+        let (written, from) = (own.clone(), run_dir.clone());
         let assigned = async {
-            self.blocking(move |inner| inner.move_in(instance, &spec.run_dir, &written)).await?;
+            self.blocking(move |inner| inner.move_in(instance, &from, &written)).await?;
             let (shape, target) = (own.shape.clone(), own.spec.clone());
             let naming =
                 self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, tap, l.port.offset));
@@ -207,10 +191,11 @@ impl Host {
         match assigned.await {
             Ok(machine) => {
                 *launched = own;
-                Ok(machine)
+                Ok((machine, number))
             }
             Err(error) => {
                 kill_process(&process).await?;
+                remove_folder(&run_dir)?;
                 Err(error)
             }
         }
@@ -220,13 +205,14 @@ impl Host {
     fn begun(
         &self,
         instance: InstanceId,
-        launched: &Launched,
-        machine: Box<dyn Machine>,
+        mut running: Running,
+        launched: Launched,
+        base: Option<Arc<BlockDevice>>,
         restore: Option<Restore>,
     ) -> ProcessIdentity {
-        let mut running = Running::new(machine, launched.spec.uid);
+        running.base = base.map_or_else(OnceLock::new, OnceLock::from);
         running.restore = Mutex::new(restore);
-        running.port = Mutex::new(Some(launched.clone()));
+        running.begins = Mutex::new(Some(launched));
         self.watch(instance, running)
     }
 
@@ -242,12 +228,25 @@ impl Host {
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
         let machine = engine.reattach(&launched.spec, launched.shape.clone(), process).await?;
         self.with_network(&launched, move |networks, l| networks.admit(&l.network, &port)).await?;
+        self.inner.reserve(instance, launched.spec.uid);
+        self.watch(instance, Running::new(machine, self.inner.reserved.take(instance)));
+        let running = self.running(instance)?;
         if let MemoryBase::Shared { id, .. } = launched.spec.memory {
-            // Held by this agent too, machines that come later share it.
-            self.blocking(move |inner| inner.map_base(&id)).await?;
+            let host = self.clone();
+            // Beside it, as the base is read through before: the machine maps it already, and runs.
+            tokio::spawn(async move { host.share_base(&running, instance, id).await });
+            return Ok(());
         }
-        self.watch(instance, Running::new(machine, launched.spec.uid));
-        self.check_own(instance).await
+        self.check_own(&running, instance, &launched.spec.memory).await
+    }
+
+    /// Holds the base of a machine that was taken up, so that those who come later map the same device.
+    async fn share_base(&self, running: &Running, instance: InstanceId, id: String) {
+        match self.blocking(move |inner| inner.map_base(&id)).await {
+            // Nobody else sets it.
+            Ok(mapped) => drop(running.base.set(mapped.device)),
+            Err(error) => tracing::warn!(%instance, %error, "its base cannot be shared with others"),
+        }
     }
 
     /// From now on the machine is known by its instance, and its end is told.
@@ -277,31 +276,29 @@ impl Host {
     pub(crate) async fn go_on_checked(&self, instance: InstanceId) -> Result<(), HostError> {
         let running = self.running(instance)?;
         running.machine.cont().await?;
-        let port = running.port.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(launched) = port {
-            let host = self.clone();
-            let admission = tokio::spawn(async move {
-                host.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await
-            });
-            *running.admission.lock().await = Some(admission);
-        }
-        self.check_own(instance).await
+        let begins = running.begins.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(launched) = begins else { return Ok(()) };
+        let (host, memory) = (self.clone(), launched.spec.memory.clone());
+        let admission = tokio::spawn(async move {
+            host.with_network(&launched, |networks, l| networks.admit(&l.network, &l.port)).await
+        });
+        *running.admission.lock().await = Some(admission);
+        self.check_own(&running, instance, &memory).await
     }
 
     /// Reads an own image through beside its machine. A piece that is not what the sleep wrote ends the machine.
-    async fn check_own(&self, instance: InstanceId) -> Result<(), HostError> {
-        let running = self.running(instance)?;
+    /// Once per wake and by each agent: what a sleep that was given up changes in it, its machine has pages of its own for.
+    async fn check_own(
+        &self,
+        running: &Running,
+        instance: InstanceId,
+        memory: &MemoryBase,
+    ) -> Result<(), HostError> {
+        let MemoryBase::Own { folder } = memory.clone() else { return Ok(()) };
         let mut slot = running.check.lock().await;
-        let check = self.blocking(move |inner| {
-            let maps_own = matches!(inner.launched(instance)?.spec.memory, MemoryBase::Own { .. });
-            if !maps_own {
-                return Ok(None);
-            }
-            // A sleep that was given up leaves it changed, and in use: its machine has pages of its own in place of those.
-            Ok(FlatCheck::unless_changing(&inner.paths.own_of(instance))?)
-        });
-        let (None, Some(check)) = (&*slot, check.await?) else { return Ok(()) };
-        let stop = check.stop();
+        let check = self.blocking(move |_| Ok(FlatCheck::unless_changing(&folder)?)).await?;
+        let Some(check) = check else { return Ok(()) };
+        let _ = running.stop_check.set(check.stop());
         let (doomed, process) = (Arc::clone(&running.doomed), running.machine.identity().clone());
         let done = tokio::spawn(async move {
             let found = tokio::task::spawn_blocking(move || check.run()).await;
@@ -312,7 +309,7 @@ impl Host {
                 tracing::error!(%instance, %error, "and could not be");
             }
         });
-        *slot = Some(Check { stop, done });
+        *slot = Some(done);
         Ok(())
     }
 
@@ -324,7 +321,7 @@ impl Host {
         let instance: InstanceId = facts.instance.parse().map_err(|_| HostError::Confused)?;
         let running = self.running(instance)?;
         // What is written in place must have been found whole before.
-        running.checked(false).await;
+        running.checked().await;
         let folder = self.paths().snapshot_of(instance);
         let earlier = folder.clone();
         // One that was consumed may still be there.
@@ -354,6 +351,8 @@ impl Host {
         };
         let (ended, detached) = tokio::join!(end(running.as_deref(), process), detached);
         ended?;
+        // Nobody is given its uid, name and cgroup before they are cleared away, too.
+        let _number = self.inner.reserved.take(instance);
         detached?;
         let Some(launched) = launched else { return Ok(()) };
         let engine = self.inner.engines.engine(&launched.spec.kernel).await?.clone();
@@ -379,7 +378,10 @@ async fn end(running: Option<&Running>, process: Option<ProcessIdentity>) -> Res
     match (running, process) {
         (Some(running), _) => {
             running.machine.kill().await?;
-            running.checked(true).await;
+            if let Some(stop) = running.stop_check.get() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            running.checked().await;
         }
         (None, Some(process)) => {
             kill_process(&process).await?;
@@ -387,104 +389,4 @@ async fn end(running: Option<&Running>, process: Option<ProcessIdentity>) -> Res
         (None, None) => {}
     }
     Ok(())
-}
-
-impl Inner {
-    /// From what the agent wants to what the engine takes.
-    fn prepare(&self, launch: &Launch) -> Result<MachineSpec, HostError> {
-        let id = launch.revision.parse().map_err(|_| HostError::NotARevision(launch.revision.clone()))?;
-        let revision = self.images.revision(&id)?;
-        let data = self.paths.disk_of(launch.instance);
-        let memory = match &launch.kind {
-            LaunchKind::Cold => MemoryBase::Empty,
-            LaunchKind::Clone { base } => self.map_base(base)?,
-            LaunchKind::Restore { snapshot, .. } => match &snapshot.memory {
-                SnapshotMemory::Delta { base: None } => MemoryBase::Empty,
-                SnapshotMemory::Delta { base: Some(base) } => self.map_base(base)?,
-                SnapshotMemory::Own => MemoryBase::Own { folder: self.paths.own_of(launch.instance) },
-            },
-        };
-        if !matches!(launch.kind, LaunchKind::Restore { .. }) {
-            mvm_image::disk::grow(&data, launch.resources.data_disk_mib)?;
-        }
-        let run_dir = self.paths.run_of(launch.instance);
-        std::fs::create_dir_all(&run_dir).map_err(HostError::at(&run_dir))?;
-        Ok(MachineSpec {
-            name: format!("mvm-{}-{}", self.tag.as_str(), launch.instance),
-            vcpus: launch.resources.vcpus,
-            mem_mib: launch.resources.mem_mib,
-            memory,
-            kernel: revision.kernel,
-            initrd: revision.initrd,
-            kernel_arguments: Vec::new(),
-            rootfs: revision.rootfs,
-            data,
-            mac: launch.port.mac,
-            run_dir,
-            uid: launch.uid,
-        })
-    }
-
-    /// What the machine is to load, checked as far as it can be before; nothing for a cold start.
-    fn open(&self, launch: &Launch, launched: &Launched) -> Result<Option<Restore>, HostError> {
-        let Launched { spec, shape, revision, .. } = launched.clone();
-        match &launch.kind {
-            LaunchKind::Cold => Ok(None),
-            LaunchKind::Clone { base } => {
-                let (tenant, pool) = (launch.tenant.to_string(), launch.pool.to_string());
-                let expected = BaseExpected { id: base.clone(), tenant, pool, revision, shape };
-                self.open_base(&expected).map(Some)
-            }
-            LaunchKind::Restore { snapshot, disk_epoch } => {
-                let disk = std::fs::File::open(&spec.data).and_then(|file| DiskIdentity::of(&file));
-                let expected = Expected {
-                    digest: snapshot.digest.clone(),
-                    memory: snapshot.memory.clone(),
-                    instance: launch.instance.to_string(),
-                    revision,
-                    shape,
-                    disk_epoch: *disk_epoch,
-                    disk: disk.map_err(HostError::at(&spec.data))?,
-                };
-                let instance = launch.instance;
-                let (folder, own) = (self.paths.snapshot_of(instance), self.paths.own_of(instance));
-                let snapshot = Snapshot::open(&folder, &own, &expected).map_err(mvm_vmm::Error::from)?;
-                Ok(Some(snapshot.restore()))
-            }
-        }
-    }
-
-    /// Makes the folder of a spare the instance's, with what its console said before.
-    fn move_in(
-        &self,
-        instance: InstanceId,
-        from: &std::path::Path,
-        launched: &Launched,
-    ) -> Result<(), HostError> {
-        let to = self.paths.run_of(instance);
-        let console = "console.log";
-        if let Ok(mut earlier) = std::fs::File::open(to.join(console)) {
-            let path = from.join(console);
-            let mut open = std::fs::File::options();
-            let appended =
-                open.append(true).open(&path).and_then(|mut log| std::io::copy(&mut earlier, &mut log));
-            appended.map_err(HostError::at(&path))?;
-        }
-        remove_folder(&to)?;
-        std::fs::rename(from, &to).map_err(HostError::at(&to))?;
-        self.write_down(instance, launched)
-    }
-
-    /// For a later agent.
-    fn write_down(&self, instance: InstanceId, launched: &Launched) -> Result<(), HostError> {
-        let path = self.paths.launch_of(instance);
-        let text = serde_json::to_vec(launched).map_err(|e| HostError::at(&path)(e.into()))?;
-        std::fs::write(&path, text).map_err(HostError::at(&path))
-    }
-
-    fn launched(&self, instance: InstanceId) -> Result<Launched, HostError> {
-        let path = self.paths.launch_of(instance);
-        let text = std::fs::read(&path).map_err(HostError::at(&path))?;
-        serde_json::from_slice(&text).map_err(|e| HostError::at(&path)(e.into()))
-    }
 }

@@ -68,6 +68,8 @@ pub enum Request {
         /// Up or down.
         up: bool,
     },
+    /// Wait until a machine's own image has been read through: its snapshot cannot be written before.
+    AwaitCheck(InstanceId),
     /// Write a paused machine's snapshot.
     Snapshot {
         /// What is recorded with it.
@@ -107,6 +109,8 @@ pub enum Request {
     KeepSpares(SpareOrder),
     /// End the spares of a tenant, or all.
     EndSpares(Option<TenantId>),
+    /// End what was started ahead, also for bases, and start nothing ahead any more.
+    Close,
     /// Read everything that is kept of machines' memory and name what is damaged.
     Scrub(Vec<AtRest>),
     /// Wait for a VMM to end by itself.
@@ -339,6 +343,11 @@ impl Host {
         ask!(self, Request::SetLink { instance, up }, Reply::Done => ())
     }
 
+    /// Waits until a machine's own image has been read through, so that its snapshot need not wait for that.
+    pub async fn checked(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::AwaitCheck(instance), Reply::Done => ())
+    }
+
     /// Writes a paused machine's snapshot, durably.
     pub async fn snapshot(
         &self,
@@ -396,6 +405,11 @@ impl Host {
     /// Ends the spares of a tenant, or all.
     pub async fn discard_spares(&self, tenant: Option<TenantId>) -> Result<(), HostError> {
         ask!(self, Request::EndSpares(tenant), Reply::Done => ())
+    }
+
+    /// Ends what was started ahead, also for bases; from now on nothing is.
+    pub async fn close(&self) -> Result<(), HostError> {
+        ask!(self, Request::Close, Reply::Done => ())
     }
 
     /// What of this is damaged.

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mvm_model::{PoolId, Resources, TenantId};
 use mvm_network::TenantNetwork;
-use mvm_vmm::{Engine, Machine, MachineSpec, Start};
+use mvm_vmm::{BlockDevice, Engine, Machine, MachineSpec, Start};
 use serde::{Deserialize, Serialize};
 
 use crate::HostError;
 use crate::host::{Host, HostEvent, remove_folder};
+use crate::nameless::Nameless;
 
 /// Which spares a pool is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +45,9 @@ pub(crate) struct Spare {
     fit: Fit,
     pub(crate) machine: Box<dyn Machine>,
     pub(crate) spec: MachineSpec,
-    pub(crate) tap: u32,
+    pub(crate) place: Nameless,
+    /// What it maps.
+    _base: Arc<BlockDevice>,
 }
 
 /// What a machine must have in common with a spare to be taken over by it.
@@ -109,13 +112,15 @@ impl Host {
             let mut waiting = self.inner.spares.waiting();
             waiting.extract_if(.., |spare| spare.is_of(&order.tenant, &order.pool) && !keep(spare)).collect()
         };
-        for spare in unwanted {
-            end(spare).await?;
-        }
+        end_all(unwanted).await?;
         let of_pool = |host: &Self| {
             host.inner.spares.waiting().iter().filter(|s| s.is_of(&order.tenant, &order.pool)).count()
         };
         while of_pool(self) < count {
+            let closing = self.inner.closing.read().await;
+            if *closing {
+                return Err(HostError::Closing);
+            }
             let spare = self.start_spare(&order, wanted.clone()).await?;
             self.tell_end(&spare);
             let pid = spare.machine.identity().pid;
@@ -126,29 +131,37 @@ impl Host {
     }
 
     async fn start_spare(&self, order: &SpareOrder, fit: Fit) -> Result<Spare, HostError> {
-        let nameless = self.nameless("spare");
-        let (tap, wanted) = (nameless.tap, order.clone());
-        let spec = self
+        let place = self.nameless("spare")?;
+        let folder = place.run_dir.clone();
+        let started = self.start_spare_in(place, order, fit).await;
+        if started.is_err() {
+            remove_folder(&folder)?;
+        }
+        started
+    }
+
+    async fn start_spare_in(
+        &self,
+        place: Nameless,
+        order: &SpareOrder,
+        fit: Fit,
+    ) -> Result<Spare, HostError> {
+        let (tap, wanted) = (place.tap, order.clone());
+        let (place, spec, base) = self
             .blocking(move |inner| {
-                let mut spec = inner.nameless_spec(&nameless, &wanted.revision, wanted.resources)?;
-                spec.memory = inner.map_base(&wanted.base)?;
-                Ok(spec)
+                let mut spec = inner.nameless_spec(&place, &wanted.revision, wanted.resources)?;
+                let mapped = inner.map_base(&wanted.base)?;
+                spec.memory = mapped.memory;
+                Ok((place, spec, mapped.device))
             })
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
         let network = order.network;
         let device = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
         let start = Start::Spare { data_bytes: fit.data_bytes };
-        match engine.launch(&spec, Some(device), start).await {
-            Ok(machine) => {
-                let (tenant, pool) = (order.tenant.clone(), order.pool.clone());
-                Ok(Spare { tenant, pool, fit, machine, spec, tap })
-            }
-            Err(error) => {
-                remove_folder(&spec.run_dir)?;
-                Err(error.into())
-            }
-        }
+        let machine = engine.launch(&spec, Some(device), start).await?;
+        let (tenant, pool) = (order.tenant.clone(), order.pool.clone());
+        Ok(Spare { tenant, pool, fit, machine, spec, place, _base: base })
     }
 
     /// Tells the agent when a spare ends that still waits.
@@ -178,15 +191,28 @@ impl Host {
     async fn end_those(&self, which: impl Fn(&Spare) -> bool) -> Result<(), HostError> {
         let _one_at_a_time = self.inner.spares.keeping.lock().await;
         let ending: Vec<Spare> = self.inner.spares.waiting().extract_if(.., |spare| which(spare)).collect();
-        for spare in ending {
-            end(spare).await?;
-        }
-        Ok(())
+        end_all(ending).await
+    }
+
+    /// Ends what was started ahead, also for bases. From now on nothing is.
+    pub(crate) async fn close_all(&self) -> Result<(), HostError> {
+        *self.inner.closing.write().await = true;
+        let (spares, bases) = tokio::join!(self.end_spares(None), self.end_bases());
+        spares.and(bases)
     }
 }
 
+/// Ends all of them, and tells the first failure.
+async fn end_all(spares: Vec<Spare>) -> Result<(), HostError> {
+    let mut ended = Ok(());
+    for spare in spares {
+        ended = ended.and(end(spare).await);
+    }
+    ended
+}
+
 /// Ends a spare. Its tap goes with it.
-pub(crate) async fn end(spare: Spare) -> Result<(), HostError> {
+async fn end(spare: Spare) -> Result<(), HostError> {
     spare.machine.kill().await?;
     remove_folder(&spare.spec.run_dir)
 }

@@ -24,15 +24,30 @@ impl Host {
             tracing::warn!(pid = process.pid, "ending a VMM that no instance has");
             kill_process(process).await?;
         }
+        // What runs may have been a spare: before it is taken up, nothing may be started in its name.
+        let running: Vec<InstanceId> =
+            instances.iter().filter(|(_, process)| process.is_some()).map(|(id, _)| *id).collect();
         let ids: BTreeSet<String> = instances.iter().map(|(id, _)| id.to_string()).collect();
         self.blocking(move |inner| {
             for folder in [inner.paths.instances(), inner.paths.runs()] {
                 remove_unknown(&folder, &ids)?;
             }
             remove_unknown(&inner.paths.bases(), &bases.into_iter().collect())?;
-            for name in names_in(&inner.paths.nameless())? {
-                // Those of instances go by what their launch says.
-                mvm_vmm::remove_cgroup(&format!("mvm-{}-{name}", inner.tag.as_str()))?;
+            let mut named = BTreeSet::new();
+            for id in running {
+                match inner.launched(id) {
+                    Ok(launched) => {
+                        inner.reserve(id, launched.spec.uid);
+                        named.insert(launched.spec.name);
+                    }
+                    Err(error) => tracing::warn!(instance = %id, %error, "its launch is not known"),
+                }
+            }
+            for name in mvm_vmm::cgroup::named(&format!("mvm-{}-", inner.tag.as_str()))? {
+                // Those of other instances' VMMs, which have ended, go as well.
+                if !named.contains(&name) {
+                    mvm_vmm::remove_cgroup(&name)?;
+                }
             }
             remove_unknown(&inner.paths.nameless(), &BTreeSet::new())?;
             for left in inner.networks.list()? {
@@ -64,7 +79,7 @@ impl Host {
 
     /// Processes with a uid of this agent's range that carry its tag: VMMs of its own, recorded or not.
     fn vmms(&self) -> Result<Vec<ProcessIdentity>, HostError> {
-        let uids = self.all_uids();
+        let uids = self.inner.all_uids();
         let name = format!("mvm-{}-", self.inner.tag.as_str());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").map_err(HostError::at("/proc"))?.flatten() {
@@ -87,11 +102,6 @@ impl Host {
 fn uid_of(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-fn names_in(folder: &Path) -> Result<Vec<String>, HostError> {
-    let entries = std::fs::read_dir(folder).map_err(HostError::at(folder))?.flatten();
-    Ok(entries.filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 fn remove_unknown(folder: &Path, known: &BTreeSet<String>) -> Result<(), HostError> {

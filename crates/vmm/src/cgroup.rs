@@ -1,5 +1,6 @@
 //! Limits on a VMM by cgroups, version 1 or 2; a controller that the host lacks is left out and reported.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -156,6 +157,17 @@ impl Cgroup {
 /// If this host's hierarchies cannot be examined.
 pub fn remove_cgroup(name: &str) -> Result<()> {
     Cgroup::existing(name).map(|cgroup| cgroup.remove())
+}
+
+/// The names of the machines' groups that begin so, whoever made them.
+///
+/// # Errors
+/// If the mounts cannot be listed.
+pub fn named(prefix: &str) -> Result<BTreeSet<String>> {
+    let parents = hierarchies()?.into_iter().map(|found| found.hierarchy.mount.join(PARENT));
+    let groups = parents.filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten();
+    let names = groups.filter(|group| group.path().is_dir()).filter_map(|g| g.file_name().into_string().ok());
+    Ok(names.filter(|name| name.starts_with(prefix)).collect())
 }
 
 /// A process that has ended counts until its parent has looked at it: where the agent that started it is gone, that is

@@ -157,6 +157,8 @@ impl Flat {
         let checksums = if known.exists() {
             let checksums = read_checksums(folder)?;
             fs::remove_file(&known).doing(|| format!("remove {}", known.display()))?;
+            // Before anything is written: no crash may leave old checksums beside new content.
+            crate::snapshot::sync_folder(folder)?;
             checksums
         } else {
             // What an earlier attempt did not write is as it was checked then.
@@ -452,6 +454,7 @@ mod tests {
         let second: BTreeMap<u64, u8> = second.collect();
         Flat::open(folder.path()).unwrap().update(&guest(&second).memory, &runs_of(&second)).unwrap();
         assert!(FlatCheck::unless_changing(folder.path()).unwrap().is_none());
+        assert!(FlatCheck::of(folder.path()).is_err(), "nothing wakes from it");
 
         let third: BTreeMap<u64, u8> = (140..160).map(|page| (page, 3)).collect();
         let mut flat = Flat::open(folder.path()).unwrap();

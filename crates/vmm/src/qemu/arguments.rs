@@ -143,7 +143,10 @@ impl Arguments {
             self.flag("-object", format!("throttle-group,id={DATA_LIMITS}"));
             self.flag(
                 "-blockdev",
-                format!("driver=throttle,node-name={name},throttle-group={DATA_LIMITS},file={STAND_IN}"),
+                format!(
+                    "driver=throttle,node-name={name},throttle-group={DATA_LIMITS},file={STAND_IN},\
+                     discard=unmap"
+                ),
             );
         }
         // The guest is told of a full or failing disk; pausing it would look like a hang.

@@ -206,6 +206,8 @@ impl QemuMachine {
         let disk = json!({ "driver": "raw", "node-name": DATA_DISK, "file": file, "discard": "unmap" });
         let filter = json!({
             "driver": "throttle", "node-name": DATA_NODE, "throttle-group": DATA_LIMITS, "file": DATA_DISK,
+            // A filter that is not told passes no discards on.
+            "discard": "unmap",
         });
         let (given, added, below) = tokio::join!(
             self.ask_with("add-fd", json!({ "fdset-id": DATA_SET }), Some(&descriptor), PATIENCE),

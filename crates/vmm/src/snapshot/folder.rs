@@ -77,6 +77,6 @@ pub(super) fn write_durably(path: &Path, content: &[u8]) -> Result<()> {
     file.write_all(content).and_then(|()| file.sync_all()).doing(|| format!("write {}", path.display()))
 }
 
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).doing(|| format!("sync {}", folder.display()))
 }

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use base::write as write_base;
 pub use base::{Base, BaseExpected, BaseFacts, BaseInfo};
 pub use folder::remove;
+pub(crate) use folder::sync_folder;
 pub use refusal::{Refusal, RefusalReason, Rule};
 
 use crate::engine::MemoryBase;
@@ -483,7 +484,7 @@ fn update_own(own: &Path, memory: &GuestMemory, runs: &[Run]) -> Result<OwnWritt
 fn finish_own(mut flat: Flat, folder: &Path, memory: &GuestMemory, runs: &[Run]) -> Result<OwnWritten> {
     flat.update(memory, runs)?;
     let checksums = flat.finish(0o600)?;
-    folder::sync_folder(folder)?;
+    sync_folder(folder)?;
     let file = File::open(folder.join(crate::flat::MEMORY)).doing(|| format!("open {}", folder.display()))?;
     let image = DiskIdentity::of(&file).doing(|| format!("examine {}", folder.display()))?;
     let content = checksums.content_bytes();

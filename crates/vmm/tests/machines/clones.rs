@@ -1,6 +1,7 @@
 //! Bases and what begins from them: clones, deltas over a base, own images, machines started ahead.
 
 use std::os::fd::OwnedFd;
+use std::process::Command;
 
 use libtest_mimic::Trial;
 use mvm_vmm::{
@@ -16,6 +17,7 @@ pub fn tests() -> Vec<Trial> {
         test("clones_share_a_base_and_differ", clones_share_a_base_and_differ),
         test("an_idle_clone_sleeps_in_little", an_idle_clone_sleeps_in_little),
         test("a_big_delta_becomes_an_own_image", a_big_delta_becomes_an_own_image),
+        test("a_machine_outlives_a_sleep_without_room", a_machine_outlives_a_sleep_without_room),
         test("a_spare_becomes_any_machine_of_its_base", a_spare_becomes_any_machine_of_its_base),
         test("a_base_that_does_not_fit_is_refused", a_base_that_does_not_fit_is_refused),
     ]
@@ -158,6 +160,71 @@ async fn a_big_delta_becomes_an_own_image() {
     assert_eq!(refused.rule(), Rule::S8, "{refused}");
     image.set_len(1 << 20).unwrap();
     assert_eq!(world.open(&info).unwrap_err().rule(), Rule::S8);
+}
+
+async fn a_machine_outlives_a_sleep_without_room() {
+    let mut world = World::new().await;
+    let room = Room::new(&world.asleep().with_extension("room"), 160);
+    (world.own, world.own_from) = (Some(room.0.join("own")), 4 << 20);
+    let own = world.options().own;
+    let (machine, mut guest) = world.boot().await;
+    assert_eq!(guest.ask("fill 8").await, "filled");
+    let info = world.sleep(&*machine).await;
+    assert_eq!(info.memory, SnapshotMemory::Own);
+    world.spec.memory = MemoryBase::Own { folder: own.clone() };
+    let (machine, mut guest) = world.wake(&info).await;
+    assert_eq!(guest.ask("fill 32").await, "filled");
+
+    let filler = room.leave(4 << 20);
+    machine.pause().await.unwrap();
+    let failed = machine.snapshot(&world.asleep(), World::facts(), &world.options()).await.unwrap_err();
+    assert!(failed.to_string().contains("No space left"), "{failed}");
+    assert!(!world.asleep().exists());
+    assert!(FlatCheck::unless_changing(&own).unwrap().is_none(), "nothing to find damaged");
+    machine.cont().await.unwrap();
+    assert_eq!(guest.ask("check").await, "32 true");
+    assert_eq!(guest.ask("count").await, "1");
+
+    std::fs::remove_file(filler).unwrap();
+    let info = world.sleep(&*machine).await;
+    FlatCheck::of(&own).unwrap().run().unwrap();
+    let (machine, mut guest) = world.wake(&info).await;
+    assert_eq!(guest.ask("check").await, "32 true");
+    assert_eq!(guest.ask("count").await, "2");
+    machine.kill().await.unwrap();
+}
+
+/// A file system of some size. (Not one in memory: a machine that maps a file there fills the holes where it looks.)
+struct Room(std::path::PathBuf);
+
+impl Room {
+    fn new(folder: &std::path::Path, mib: u64) -> Self {
+        std::fs::create_dir(folder).unwrap();
+        let image = folder.with_extension("ext4");
+        std::fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image).status();
+        assert!(made.unwrap().success());
+        let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, folder]).status();
+        assert!(mounted.unwrap().success());
+        Self(folder.to_owned())
+    }
+
+    /// Takes what is free but so many bytes: by this file.
+    fn leave(&self, bytes: u64) -> std::path::PathBuf {
+        let found = rustix::fs::statvfs(&self.0).unwrap();
+        let path = self.0.join("filler");
+        let file = std::fs::File::create(&path).unwrap();
+        let taken = found.f_bavail * found.f_frsize - bytes;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken).unwrap();
+        path
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // Lazily: where the test fails, its VMM still maps a file there.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 async fn a_spare_becomes_any_machine_of_its_base() {

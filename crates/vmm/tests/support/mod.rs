@@ -29,6 +29,8 @@ pub struct World {
     pub spec: MachineSpec,
     /// With more private bytes than this a machine gets an own image.
     pub own_from: u64,
+    /// Where it is, if not beside the others.
+    pub own: Option<PathBuf>,
     folder: Arc<tempfile::TempDir>,
     started: Mutex<Vec<ProcessIdentity>>,
 }
@@ -63,7 +65,14 @@ impl World {
             uid: UID,
         };
         let engine = engine(&spec.kernel).await;
-        Self { engine, spec, own_from: 128 << 20, folder: Arc::new(folder), started: Mutex::default() }
+        Self {
+            engine,
+            spec,
+            own_from: 128 << 20,
+            own: None,
+            folder: Arc::new(folder),
+            started: Mutex::default(),
+        }
     }
 
     /// The world of another machine with the same files but the data disk.
@@ -77,7 +86,7 @@ impl World {
         };
         std::fs::copy(&self.spec.data, &spec.data).unwrap();
         let (engine, folder) = (self.engine.clone(), Arc::clone(&self.folder));
-        Self { engine, spec, own_from: self.own_from, folder, started: Mutex::default() }
+        Self { engine, spec, own_from: self.own_from, own: None, folder, started: Mutex::default() }
     }
 
     /// A folder for a snapshot.
@@ -88,7 +97,7 @@ impl World {
     pub fn options(&self) -> SnapshotOptions {
         SnapshotOptions {
             compression: SnapshotCompression::None,
-            own: self.asleep().with_extension("own"),
+            own: self.own.clone().unwrap_or_else(|| self.asleep().with_extension("own")),
             own_from: self.own_from,
         }
     }
