@@ -79,8 +79,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let served = api::serve(Arc::clone(&agent), listener, stop).await;
     telling.abort();
     tending.abort();
-    // Nobody would use them; what is left of one that cannot be ended, the next agent ends.
-    if let Err(error) = agent.hands.discard_spares(None).await {
+    // VMMs that are no instance's: nobody would use them. What cannot be ended, the next agent ends.
+    if let Err(error) = agent.hands.close().await {
         tracing::warn!(%error, "a machine that was started ahead stays");
     }
     // The next agent makes its own; a socket left behind would look like one that hangs.

@@ -61,6 +61,8 @@ impl Task {
             _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
         }
         reached(KillPoint::SleepDrained);
+        // What is written in place must have been found whole before: waited for while the guest still runs.
+        self.agent.hands.checked(self.row.id).await.map_err(failed)?;
         // Streams do not survive sleep.
         self.session = None;
         self.agent.hands.pause(self.row.id).await.map_err(failed)?;
