@@ -12,6 +12,7 @@ id = "alice"
 
 [[pools]]
 id = "workers"
+spares = 0
 role = "worker"
 vcpus = 1
 mem_mib = 192
