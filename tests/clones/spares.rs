@@ -1,5 +1,7 @@
 //! VMMs that are started ahead: used where they fit, replaced where they died, and never waited for.
 
+use std::collections::BTreeSet;
+
 use mvm_harness::{Lab, assert_tidy, kill};
 
 use crate::workers::{POOL, Workers, count, own_image, spare, waiting_spares};
@@ -107,4 +109,23 @@ fn a_pool_that_wants_no_spares_has_none_and_they_end_with_the_agent() {
     lab.settle();
     lab.wait_for("nobody would use it any more", || lab.spares().is_empty());
     assert_tidy(&lab);
+}
+
+#[test]
+fn pools_that_are_deployed_together_have_a_base_each() {
+    let lab = Lab::new();
+    let pools: String = ["one", "two", "three"]
+        .map(|id| {
+            format!("[[pools]]\nid = \"{id}\"\nvcpus = 1\nmem_mib = 128\ndesired_running = 1\nspares = 0\n")
+        })
+        .concat();
+    lab.deploy(&format!("[tenant]\nid = \"alice\"\n{pools}"));
+    let bases: BTreeSet<String> = ["one", "two", "three"]
+        .map(|pool| {
+            let info = lab.info(&format!("alice/{pool}"));
+            assert_eq!(info["last_start"]["how"], "clone", "{info}");
+            info["base"].as_str().unwrap().to_owned()
+        })
+        .into();
+    assert_eq!(bases.len(), 3);
 }

@@ -306,8 +306,8 @@ impl Machine for QemuMachine {
 
     async fn make_base(&self, bases: &Path, facts: BaseFacts) -> Result<BaseInfo> {
         let (device, memory) = self.stand_still().await?;
-        let (bases, shape) = (bases.to_owned(), self.shape.clone());
-        blocking(move || snapshot::write_base(&bases, &memory, &device, (facts, shape))).await
+        let (bases, shape, pid) = (bases.to_owned(), self.shape.clone(), self.identity.pid);
+        blocking(move || snapshot::write_base(&bases, pid, &memory, &device, (facts, shape))).await
     }
 
     async fn quit(&self, patience: Duration) -> Result<Ended> {

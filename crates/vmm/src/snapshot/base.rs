@@ -132,14 +132,16 @@ impl Base {
     }
 }
 
-/// Makes a base of a paused machine that began with empty memory, in a folder of its own below `bases`, named by its id.
+/// Makes a base of a paused machine that began with empty memory, in a folder of its own below `bases`, named by its id. Until that
+/// is known it is called by its VMM's pid: others may be made beside it.
 pub(crate) fn write(
     bases: &Path,
+    pid: u32,
     memory: &GuestMemory,
     device: &[u8],
     (facts, shape): (BaseFacts, Shape),
 ) -> Result<BaseInfo> {
-    let new = bases.join("new");
+    let new = bases.join(format!("new-{pid}"));
     super::remove(&new)?;
     let info = into_folder(&new, |folder| {
         let runs = memory.private_runs().doing(|| "find the guest's pages".into())?;
