@@ -18,7 +18,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let base = bench.base(MEM_MIB)?;
     let (delta, _) = bench.raw.sleep(dirty_clone(bench, base, 8)?)?;
     let source = Source { image: base, delta: Some(&delta), wake: true };
-    bench.mvm.deploy(&gateway_and_worker())?;
+    bench.mvm.deploy(&gateway_and_worker()?)?;
     let worker = only(bench, TENANT, "workers")?;
     let (mut first_byte, mut service) = (Sides::default(), Sides::default());
     ask(bench)?;
@@ -41,23 +41,23 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     bench.mvm.destroy(TENANT);
     report.row("message to first byte, the worker asleep", "ms", &first_byte);
     report.value("first_byte_ratio", first_byte.ratio());
-    report.row("service start-up (busybox httpd): from confirmed to ready", "ms", &service);
+    report.row("service start-up: from confirmed to ready", "ms", &service);
     Ok(())
 }
 
 fn ask(bench: &Bench) -> Result<()> {
-    let answer = bench.mvm.lab.get(PORT, "/index.html");
+    let answer = bench.mvm.lab.get(PORT, "/");
     if answer.status == 200 { Ok(()) } else { Err(format!("the worker answered {}", answer.status).into()) }
 }
 
-fn gateway_and_worker() -> String {
-    let image = worker().display().to_string();
+fn gateway_and_worker() -> Result<String> {
+    let image = worker::recipe()?.display().to_string();
     let workers = manifest(TENANT, &[Pool { name: "workers", image: &image, ..Pool::default() }]);
-    format!(
+    Ok(format!(
         "{workers}\n\
          [[pools]]\nid = \"gateways\"\nrole = \"gateway\"\nvcpus = 1\nmem_mib = 256\nspares = 0\ndesired_running = 1\n\
          [[publish]]\nport = {PORT}\npool = \"gateways\"\ntarget_port = 8080\n\
          [[routes]]\nname = \"all\"\nmatch_rule = {{ port = 8080, path_prefix = \"/\" }}\n\
          target = {{ pool_id = \"workers\", instance_selector = \"any\", target_port = 8080 }}\n"
-    )
+    ))
 }

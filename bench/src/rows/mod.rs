@@ -5,6 +5,7 @@ mod first_byte;
 mod parallel;
 mod scale;
 mod speed;
+mod worker;
 
 use std::cell::OnceCell;
 use std::fmt::Write;
@@ -177,7 +178,7 @@ fn hardware(runtime: &Handle) -> Result<Hardware> {
     let target = checkout().join("target");
     let store = ImageStore::open(&target.join("image-store"), &target.join("image-cache"))?;
     let minimal = store.build(&ImageSource::BuiltIn("minimal".to_owned()), &|_| ())?;
-    store.build(&ImageSource::Path(worker()), &|_| ())?;
+    store.build(&ImageSource::Path(worker::recipe()?), &|_| ())?;
     let (detection, probe) = runtime.block_on(async {
         let detection = Detection::run(QEMU.as_ref(), None).await?;
         let probe = AccelProbe::run(QEMU.as_ref(), &detection.sha256, &minimal.kernel).await?;
@@ -191,11 +192,6 @@ fn hardware(runtime: &Handle) -> Result<Hardware> {
         initrd: minimal.initrd,
         rootfs: minimal.rootfs,
     })
-}
-
-/// The recipe of a worker with a small HTTP service.
-fn worker() -> PathBuf {
-    checkout().join("bench/worker").canonicalize().unwrap_or_default()
 }
 
 /// A pool of a manifest.
