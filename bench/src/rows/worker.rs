@@ -8,7 +8,8 @@ use mvm_harness::checkout;
 use crate::Result;
 
 /// Alone in a machine, so it brings its own C library.
-const STATIC: [&str; 4] = ["-Ctarget-feature=+crt-static", "--target", "x86_64-unknown-linux-gnu", "-Copt-level=2"];
+const STATIC: [&str; 4] =
+    ["-Ctarget-feature=+crt-static", "--target", "x86_64-unknown-linux-gnu", "-Copt-level=2"];
 
 /// The folder of the recipe, with its program.
 pub(super) fn recipe() -> Result<PathBuf> {

@@ -30,8 +30,6 @@ restart = "on-demand"
 id = "workers"
 profile = "python"
 desired_sleeping = 2
-snapshot_compression = "zstd"
-spares = 3
 [[publish]]
 port = 8080
 pool = "gateways"
@@ -82,8 +80,8 @@ fn workers() -> PoolSpec {
         secret_scopes: None,
         runtime_policy: RuntimePolicy::default(),
         restart: RestartPolicy::OnDemand,
-        snapshot_compression: SnapshotCompression::Zstd,
-        spares: 3,
+        snapshot_compression: SnapshotCompression::None,
+        spares: 1,
     }
 }
 
@@ -307,6 +305,13 @@ const MISTAKES: &[Mistake] = &[
     ("\"any\"", "{}", 30, "routes[0].target.instance_selector", "exactly one of"),
     ("[secrets]", "[[users]]\n[secrets]", 31, "users", "users are not supported by this version"),
 ];
+
+#[test]
+fn how_a_pool_sleeps_and_waits_can_be_said() {
+    let text = GOOD.replacen("desired_sleeping = 2", "snapshot_compression = \"zstd\"\nspares = 3", 1);
+    let pool = &Manifest::parse(&text).unwrap().deployment.pools[1];
+    assert_eq!((pool.snapshot_compression, pool.spares), (SnapshotCompression::Zstd, 3));
+}
 
 #[test]
 fn every_mistake_is_named_with_its_line_and_key() {
