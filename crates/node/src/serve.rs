@@ -1,5 +1,6 @@
 //! From a configuration to a running agent, and its orderly end.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,6 @@ use mvm_host::{Host, HostConfig, HostError, HostEvent};
 use tokio::net::UnixListener;
 
 use crate::agent::{Agent, Config};
-use crate::machine::Machine;
 use crate::seal::{Key, SealError};
 use crate::store::{self, Store, StoreError, TenantRow};
 use crate::{api, bases, destroy, spares};
@@ -195,15 +195,14 @@ async fn look_after_bases(agent: Arc<Agent>) {
         // One that was destroyed meanwhile needs no waiting for.
         let _ = machine.settled().await;
     }
-    let pools = match agent.store.read(|tx| store::pools(tx, None)).await {
-        Ok(pools) => pools,
+    // A pool that never had one gets it with its first start.
+    let bases = match agent.store.read(|tx| store::bases(tx, None)).await {
+        Ok(bases) => bases,
         Err(error) => return tracing::error!(%error, "bases are not looked after"),
     };
-    for pool in pools {
-        let has_machines = |m: &Machine| m.place.tenant == pool.tenant && m.place.pool == pool.spec.id;
-        if !agent.machines(has_machines).is_empty() {
-            bases::ensure_soon(&agent, pool.tenant, pool.spec.id, bases::Look::AtShape);
-        }
+    let pools: BTreeSet<_> = bases.into_iter().map(|base| (base.tenant, base.pool)).collect();
+    for (tenant, pool) in pools {
+        bases::ensure_soon(&agent, tenant, pool, bases::Look::AtShape);
     }
 }
 
