@@ -10,6 +10,7 @@ use mvm_model::{PoolId, TenantId};
 
 use crate::agent::Agent;
 use crate::bases;
+use crate::usage::{self, Memory};
 
 /// A machine that began from a base so long ago is no demand any more.
 const RECENT: Duration = Duration::from_secs(10 * 60);
@@ -82,28 +83,9 @@ fn peak(times: &[Instant]) -> usize {
 
 /// How many spares a pool is to have.
 fn wanted(most: u32, times: &[Instant], memory: Memory) -> u32 {
-    let room = memory.available_mib.saturating_sub(memory.total_mib / RESERVE) / SPARE_MIB;
+    let room = memory.available_mib().saturating_sub(memory.total_mib() / RESERVE) / SPARE_MIB;
     let demand = u32::try_from(peak(times)).unwrap_or(u32::MAX);
     most.min(demand).min(u32::try_from(room).unwrap_or(u32::MAX))
-}
-
-/// The host's memory.
-#[derive(Debug, Clone, Copy)]
-struct Memory {
-    total_mib: u64,
-    available_mib: u64,
-}
-
-impl Memory {
-    /// Reads proc_meminfo(5); none where that cannot be read.
-    fn now() -> Self {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let field = |name: &str| -> u64 {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-            line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0) / 1024
-        };
-        Self { total_mib: field("MemTotal:"), available_mib: field("MemAvailable:") }
-    }
 }
 
 /// A machine of this pool has begun from a base, with a spare or without.
@@ -147,7 +129,9 @@ async fn try_to_keep(agent: &Arc<Agent>, of: &Pool, times: &[Instant]) -> Result
     let tenant = agent.tenant(&of.0).await?;
     let pool = agent.pool(&of.0, &of.1).await?;
     let Some(base) = bases::current(agent, &pool).await? else { return Ok(()) };
-    let count = if tenant.doomed { 0 } else { wanted(pool.spec.spares, times, Memory::now()) };
+    // Where the host does not say what memory it has, there is no room.
+    let room = |memory| wanted(pool.spec.spares, times, memory);
+    let count = if tenant.doomed { 0 } else { usage::memory().map_or(0, room) };
     let order = SpareOrder {
         tenant: of.0.clone(),
         pool: of.1.clone(),
@@ -165,7 +149,7 @@ async fn try_to_keep(agent: &Arc<Agent>, of: &Pool, times: &[Instant]) -> Result
 mod tests {
     use super::*;
 
-    const PLENTY: Memory = Memory { total_mib: 16_384, available_mib: 8_192 };
+    const PLENTY: Memory = Memory { total: 16_384 << 20, available: 8_192 << 20 };
 
     #[test]
     fn as_many_as_began_together() {
@@ -183,7 +167,7 @@ mod tests {
     #[test]
     fn none_where_memory_is_short() {
         let begun = [Instant::now(); 8];
-        let with = |available_mib| Memory { total_mib: 16_384, available_mib };
+        let with = |available_mib: u64| Memory { total: 16_384 << 20, available: available_mib << 20 };
         assert_eq!(wanted(8, &begun, with(2_048)), 0);
         assert_eq!(wanted(8, &begun, with(2_048 + 3 * SPARE_MIB)), 3);
     }
