@@ -14,6 +14,11 @@ mod sys;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// musl's gives every larger piece back to the kernel at once. After a wake in emulation, where whatever runs must be
+/// translated first, a session's few mappings cost a tenth of the time until it is answered.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         _ if std::process::id() == 1 => init::run(),

@@ -1,11 +1,13 @@
 //! Config and secrets: two folders in memory, switched together by one link.
 //!
 //! `current` leads to `v<n>`, whose two entries lead to the `config.<n>` and `secrets.<n>` that belong together. A new
-//! tree is complete before the link is moved, and what it does not need any more is removed after.
+//! tree is complete before the link is moved, and what it does not need any more is removed after. A tree that is there
+//! already, and that nobody touched, is not made again: most wakes bring nothing new, and whoever watches these files is
+//! not disturbed.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, fchown, symlink};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown, symlink};
 use std::path::{Path, PathBuf};
 
 use mvm_model::service::ServicesFile;
@@ -23,14 +25,31 @@ pub(super) struct Drives {
     /// Links to the two folders; not made in tests.
     links: Vec<(PathBuf, &'static str)>,
     version: u64,
-    config: Part,
-    secrets: Part,
+    config: Part<ConfigFiles>,
+    secrets: Part<SecretFiles>,
+    /// Everything as it was made; empty where that could not be looked at.
+    made: Vec<(PathBuf, Mark)>,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Part {
+/// One of the two trees.
+#[derive(Debug, Default)]
+struct Part<T> {
     folder: Option<String>,
-    bytes: usize,
+    files: Option<T>,
+}
+
+/// Tells whether an entry is still the one that was made: each change to a file, link or folder sets its change time.
+#[derive(Debug, PartialEq, Eq)]
+struct Mark {
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Mark {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Self { inode: found.ino(), changed: (found.ctime(), found.ctime_nsec()) })
+    }
 }
 
 impl Default for Drives {
@@ -48,35 +67,67 @@ impl Drives {
             version: 0,
             config: Part::default(),
             secrets: Part::default(),
+            made: Vec::new(),
         }
     }
 
-    /// Replaces one or both as a whole.
+    /// Replaces one or both as a whole. Tells whether anything is new.
     pub(super) fn replace(
         &mut self,
         services: &ServicesFile,
-        config: Option<&ConfigFiles>,
-        secrets: Option<&SecretFiles>,
-    ) -> Result<()> {
-        let config_bytes = config.map_or(self.config.bytes, config_size);
-        let secrets_bytes = secrets.map_or(self.secrets.bytes, secrets_size);
+        config: Option<ConfigFiles>,
+        secrets: Option<SecretFiles>,
+    ) -> Result<bool> {
+        if is_as_before(&config, &self.config.files)
+            && is_as_before(&secrets, &self.secrets.files)
+            && self.is_untouched()
+        {
+            return Ok(false);
+        }
+        let config_bytes = config.as_ref().or(self.config.files.as_ref()).map_or(0, config_size);
+        let secrets_bytes = secrets.as_ref().or(self.secrets.files.as_ref()).map_or(0, secrets_size);
         if config_bytes + secrets_bytes > MAX_UPDATE {
             let reason =
                 format!("they are {} bytes together, and may be {MAX_UPDATE}", config_bytes + secrets_bytes);
             return Err(Failure::new("updating config and secrets", reason));
         }
         self.version += 1;
-        let written = self.write(services, config, secrets);
+        self.made.clear();
+        let written = self.write(services, config.as_ref(), secrets.as_ref());
         match &written {
-            Ok((config, secrets)) => {
-                self.config = Part { folder: config.clone(), bytes: config_bytes };
-                self.secrets = Part { folder: secrets.clone(), bytes: secrets_bytes };
+            Ok((config_folder, secrets_folder)) => {
+                self.config.take(config_folder, config);
+                self.secrets.take(secrets_folder, secrets);
             }
             // What was begun is removed again; the link still leads to what was there.
             Err(_) => self.version -= 1,
         }
         self.remove_unused();
-        written.map(drop)
+        if written.is_ok() {
+            self.made = self.look().unwrap_or_default();
+        }
+        written.map(|_| true)
+    }
+
+    fn is_untouched(&self) -> bool {
+        let is_same = |(path, mark): &(PathBuf, Mark)| Mark::of(path).is_ok_and(|found| found == *mark);
+        !self.made.is_empty() && self.made.iter().all(is_same)
+    }
+
+    /// Everything that is there.
+    fn look(&self) -> io::Result<Vec<(PathBuf, Mark)>> {
+        let mut found = Vec::new();
+        let mut left: Vec<PathBuf> = self.links.iter().map(|(link, _)| link.clone()).collect();
+        left.push(self.root.clone());
+        while let Some(path) = left.pop() {
+            if fs::symlink_metadata(&path)?.is_dir() {
+                for entry in fs::read_dir(&path)? {
+                    left.push(entry?.path());
+                }
+            }
+            found.push((path.clone(), Mark::of(&path)?));
+        }
+        Ok(found)
     }
 
     fn write(
@@ -178,6 +229,18 @@ impl Drives {
     }
 }
 
+impl<T> Part<T> {
+    fn take(&mut self, folder: &Option<String>, files: Option<T>) {
+        self.folder.clone_from(folder);
+        self.files = files.or(self.files.take());
+    }
+}
+
+/// Whether this asks for nothing but what is there.
+fn is_as_before<T: PartialEq>(wanted: &Option<T>, there: &Option<T>) -> bool {
+    wanted.is_none() || wanted == there
+}
+
 fn config_size(files: &ConfigFiles) -> usize {
     files.iter().map(|(name, text)| name.len() + text.len()).sum()
 }
@@ -210,7 +273,6 @@ mod tests {
     use super::*;
     use mvm_protocol::SecretBytes;
     use std::collections::BTreeMap;
-    use std::os::unix::fs::MetadataExt as _;
 
     fn config(text: &str) -> ConfigFiles {
         BTreeMap::from([("config.json".to_owned(), text.to_owned())])
@@ -235,20 +297,52 @@ mod tests {
         let root = root.path();
         let mut drives = Drives::below(root);
         let services = ServicesFile::default();
-        drives.replace(&services, Some(&config("one")), Some(&secrets(b"s1"))).unwrap();
+        drives.replace(&services, Some(config("one")), Some(secrets(b"s1"))).unwrap();
         assert_eq!(read(root, "config/config.json"), "one");
         assert_eq!(read(root, "secrets/scope/KEY"), "s1");
         let file = fs::symlink_metadata(root.join("current/secrets/scope/KEY")).unwrap();
         assert!(file.is_file());
         assert_eq!((file.mode() & 0o777, file.uid()), (0o400, 0));
 
-        drives.replace(&services, Some(&config("two")), None).unwrap();
+        drives.replace(&services, Some(config("two")), None).unwrap();
         assert_eq!(read(root, "config/config.json"), "two");
         assert_eq!(read(root, "secrets/scope/KEY"), "s1");
-        drives.replace(&services, None, Some(&BTreeMap::new())).unwrap();
+        drives.replace(&services, None, Some(BTreeMap::new())).unwrap();
         assert!(!root.join("current/secrets/scope").exists());
         assert_eq!(read(root, "config/config.json"), "two");
         assert_eq!(entries(root), 4, "current, v3, config.2, secrets.3");
+    }
+
+    #[test]
+    fn a_tree_that_is_there_is_not_made_again_unless_someone_touched_it() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let mut drives = Drives::below(root);
+        let services = ServicesFile::default();
+        let mut replace =
+            |value: &[u8]| drives.replace(&services, Some(config("one")), Some(secrets(value))).unwrap();
+        let inode = || fs::metadata(root.join("current/secrets/scope/KEY")).unwrap().ino();
+        assert!(replace(b"s1"));
+        let first = inode();
+        assert!(!replace(b"s1"));
+        assert_eq!(inode(), first);
+        assert!(replace(b"s2"));
+        assert_eq!(read(root, "secrets/scope/KEY"), "s2");
+
+        // Longer than the granularity of times in a kernel.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::write(root.join("current/secrets/scope/KEY"), "s3").unwrap();
+        assert!(replace(b"s2"));
+        assert_eq!(read(root, "secrets/scope/KEY"), "s2");
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::write(root.join("current/config/more"), "").unwrap();
+        assert!(replace(b"s2"));
+        assert!(!root.join("current/config/more").exists());
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::remove_file(root.join("current")).unwrap();
+        assert!(replace(b"s2"));
+        assert!(!replace(b"s2"));
+        assert_eq!(read(root, "config/config.json"), "one");
     }
 
     #[test]
@@ -257,15 +351,15 @@ mod tests {
         let root = root.path();
         let mut drives = Drives::below(root);
         let services = ServicesFile::default();
-        drives.replace(&services, Some(&config("one")), Some(&secrets(b"s1"))).unwrap();
+        drives.replace(&services, Some(config("one")), Some(secrets(b"s1"))).unwrap();
         let bad_name = BTreeMap::from([("../x".to_owned(), "y".to_owned())]);
-        assert!(drives.replace(&services, Some(&bad_name), None).is_err());
+        assert!(drives.replace(&services, Some(bad_name), None).is_err());
         let too_much = secrets(&vec![0; MAX_UPDATE]);
-        assert!(drives.replace(&services, None, Some(&too_much)).is_err());
+        assert!(drives.replace(&services, None, Some(too_much)).is_err());
         assert_eq!(read(root, "config/config.json"), "one");
         assert_eq!(read(root, "secrets/scope/KEY"), "s1");
         assert_eq!(entries(root), 4);
-        drives.replace(&services, Some(&config("two")), None).unwrap();
+        drives.replace(&services, Some(config("two")), None).unwrap();
         assert_eq!(read(root, "config/config.json"), "two");
     }
 }

@@ -181,13 +181,12 @@ impl Machine {
             Some(files) => role_of(files)?,
             None => None,
         };
-        let has_config = config.is_some();
-        lock(&self.drives).replace(&self.services, config.as_ref(), secrets.as_ref())?;
+        let is_new = lock(&self.drives).replace(&self.services, config, secrets)?;
         if let Some(role) = role {
             lock(&self.work).role = role;
             self.streams.set_gateway(role == Role::Gateway);
         }
-        if has_config {
+        if is_new {
             self.supervisor.routes_changed();
         }
         Ok(())

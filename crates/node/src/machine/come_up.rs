@@ -23,7 +23,7 @@ use crate::store::now_millis;
 /// How long a kernel may take to boot; emulated and on a busy host.
 const BOOT: Duration = Duration::from_secs(90);
 /// How long a guest that is up may take for an answer that needs no work.
-const ANSWER: Duration = Duration::from_secs(20);
+pub(super) const ANSWER: Duration = Duration::from_secs(20);
 /// How long services may take to be ready, beyond what their recipe allows them each.
 const READY: Duration = Duration::from_secs(180);
 

@@ -7,6 +7,7 @@ use mvm_host::SnapshotFacts;
 use mvm_model::{InstanceState, Operation, PoolSpec};
 use mvm_protocol::control::{GuestReply, GuestRequest};
 
+use super::come_up::ANSWER;
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
 use crate::kill_point::{KillPoint, reached};
@@ -60,6 +61,7 @@ impl Task {
             }
             _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
         }
+        self.take_link_down().await?;
         reached(KillPoint::SleepDrained);
         // What is written in place must have been found whole before: waited for while the guest still runs.
         self.agent.hands.checked(self.row.id).await.map_err(failed)?;
@@ -79,6 +81,14 @@ impl Task {
             Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
         self.commit_sleeping().await
+    }
+
+    /// A wake begins without a link (S6). Where the guest has seen it go before it slept, it has less to do then; hence the
+    /// question, which it answers after.
+    async fn take_link_down(&self) -> Result<(), ActError> {
+        self.agent.hands.set_link(self.row.id, false).await.map_err(failed)?;
+        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
+        session.ask(&GuestRequest::Ping, "Ping", ANSWER).await.map_err(failed).map(drop)
     }
 
     /// The point of no return.
@@ -142,6 +152,8 @@ impl Task {
             self.update(&mut guest).await?;
             self.session = Some(session);
         }
+        // A sleep that was begun has taken it down.
+        self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled };
         session.ask(&request, "Wake", Duration::from_secs(30)).await.map_err(failed)?;
