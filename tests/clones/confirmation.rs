@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mvm_harness::{Lab, Value, forms, fresh};
+use mvm_harness::{Lab, Value, assert_tidy, forms, fresh};
 
 use crate::secrets::has_in_memory;
 use crate::workers::{POOL, Workers, ask, own_image};
@@ -119,4 +119,35 @@ fn a_clone_whose_guest_refuses_is_given_up_for_one_cold_boot_that_says_why() {
     assert_eq!(lab.events("alice", "InstanceStarted").len(), 1);
     assert_eq!(ask(&lab, POOL, "open('/run/secrets/default/FIRST').read()"), secret);
     assert_eq!(lab.vmms().len(), 1, "nothing of the clone is left");
+}
+
+/// Has the next wake be of a generation that the guest has behind it. No agent runs.
+fn set_back_generation(lab: &Lab) {
+    let store = rusqlite::Connection::open(lab.data_dir().join("mvm.db")).unwrap();
+    assert_eq!(store.execute("UPDATE instances SET generation = 0", []).unwrap(), 1);
+}
+
+#[test]
+fn a_woken_guest_that_refuses_gets_no_new_secret_and_is_started_cold_instead() {
+    let (mut lab, old, new) = (Lab::new(), fresh(), fresh());
+    let image = own_image(&lab);
+    let secret = lab.file("secrets/first", &old);
+    let more = "[secrets]\nfirst = { file = \"./secrets/first\" }\n";
+    lab.deploy(&Workers { image, more, ..Workers::default() }.manifest());
+    assert_eq!(ask(&lab, POOL, "memory.setdefault('mark', 1)"), 1);
+    lab.mvm(&["instance", "sleep", POOL]);
+    std::fs::write(&secret, &new).unwrap();
+    lab.mvm(&["deploy", secret.with_file_name("../deployment.toml").to_str().unwrap()]);
+    lab.stop_agent();
+    set_back_generation(&lab);
+    lab.start_agent();
+    lab.mvm(&["instance", "wake", POOL]);
+    let start = lab.info(POOL)["last_start"].clone();
+    assert_eq!(start["how"], "cold boot", "{start}");
+    let why = start["why"].as_str().unwrap();
+    assert!(why.contains("Personalize") && why.contains("is not higher than"), "{why}");
+    assert_eq!(lab.events("alice", "InstanceWoken").len(), 0, "it never counted as running");
+    assert_eq!(ask(&lab, POOL, "memory.get('mark', 0)"), 0, "its memory is not used again");
+    assert_eq!(ask(&lab, POOL, "open('/run/secrets/default/FIRST').read()"), new);
+    assert_tidy(&lab);
 }

@@ -24,6 +24,23 @@ pub fn die_in(lab: &mut Lab, point: &str, command: &[&str]) {
     assert!(!output.status.success() || point.ends_with("committed"), "mvm {command:?} came to its end");
 }
 
+/// The agent stands still at a point of the act that a command asks for; what is given is done meanwhile, and the agent
+/// goes on. It is to be started with that point in `MVM_STOP_AT`. Tells whether the command succeeded.
+#[track_caller]
+pub fn stop_in(lab: &Lab, point: &str, command: &[&str], meanwhile: impl FnOnce()) -> bool {
+    eprintln!("at {point}");
+    let asked = lab.mvm_beside(command);
+    let agent = lab.agent_pid().expect("the agent runs");
+    lab.wait_for("the agent stands still", || {
+        let stat = std::fs::read_to_string(format!("/proc/{agent}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('T')
+    });
+    meanwhile();
+    let agent = rustix::process::Pid::from_raw(i32::try_from(agent).unwrap()).unwrap();
+    rustix::process::kill_process(agent, rustix::process::Signal::CONT).unwrap();
+    asked.wait_with_output().unwrap().status.success()
+}
+
 /// Nothing is doubled, orphaned or left over: there are the VMMs that the agent lists, and networks are as they
 /// should be.
 #[track_caller]

@@ -22,7 +22,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub use cleanup::remove as remove_lab;
-pub use crash::{answered, assert_tidy, die_in, kill_at};
+pub use crash::{answered, assert_tidy, die_in, kill_at, stop_in};
 pub use echo::{Echo, echo, echo_image, now};
 pub use http::{Connection, Response};
 pub use kill_point::KillPoint;

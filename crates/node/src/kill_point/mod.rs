@@ -1,5 +1,5 @@
-//! Moments at which a test has the agent die, as by SIGKILL, so that every step of every act is interrupted on purpose
-//! and not by luck. A release has none of it.
+//! Moments at which a test has the agent die, as by SIGKILL, or stand still until something else has died, so that every
+//! step of every act is interrupted on purpose and not by luck. A release has none of it.
 
 mod table;
 
@@ -9,12 +9,25 @@ pub use table::KillPoint;
 #[cfg(debug_assertions)]
 const VARIABLE: &str = "MVM_KILL_AT";
 
-/// Dies here if the environment says so.
+/// Names the point at which the agent stands still, once, until it is sent SIGCONT.
+#[cfg(debug_assertions)]
+const STOP_VARIABLE: &str = "MVM_STOP_AT";
+
+/// Dies or stands still here if the environment says so.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(point: KillPoint) {
-    if std::env::var(VARIABLE).is_ok_and(|name| name == point.name()) {
-        // Nothing runs after this, not even on other threads.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    static STOPPED: AtomicBool = AtomicBool::new(false);
+    let is_named = |variable| std::env::var(variable).is_ok_and(|name| name == point.name());
+    // Nothing runs after either, not even on other threads.
+    if is_named(VARIABLE) {
+        let _ = kill_process(getpid(), Signal::KILL);
+    }
+    if is_named(STOP_VARIABLE) && !STOPPED.swap(true, Ordering::Relaxed) {
+        let _ = kill_process(getpid(), Signal::STOP);
     }
 }
 

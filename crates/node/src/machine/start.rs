@@ -187,9 +187,14 @@ impl Task {
             }
             Err(NotWoken::Untouched(error)) => return self.still_asleep(error).await,
             Err(NotWoken::Unusable(refused) | NotWoken::NotReady(refused)) => {
-                // An own image that was found damaged meanwhile: what failed then says only that the VMM is gone.
-                let found = self.agent.hands.why_ended(self.row.id).await.ok().flatten();
-                found.unwrap_or_else(|| refused.to_string())
+                // S8: an own image that was found damaged meanwhile. What failed then says only that the VMM is gone.
+                if let Ok(Some(found)) = self.agent.hands.why_ended(self.row.id).await {
+                    let error = failed(found);
+                    self.not_running("its wake was ended", &error).await;
+                    self.schedule_restart().await;
+                    return Err(error);
+                }
+                refused.to_string()
             }
         };
         self.cold_instead(begun, refused, asker).await
