@@ -80,7 +80,8 @@ impl Session {
     /// Runs a shell command in it, to its end.
     pub fn shell(&self, command: &str) -> Result<()> {
         let command = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
-        let request = GuestRequest::Exec { command, environment: Default::default(), user: None };
+        let request =
+            GuestRequest::Exec { command, environment: Default::default(), user: None, terminal: None };
         self.runtime.block_on(async {
             let (reply, mut stream) = self.exchange(&request).await?;
             if reply != GuestReply::Started {

@@ -89,11 +89,16 @@ impl Client {
         Ok(Lines::new(self.clone(), self.send(Method::POST, path, Some(body)).await?.into_body()))
     }
 
-    /// Turns a request's connection into a stream of [`mvm_protocol::record`]s.
+    /// Turns a request's connection into a stream of [`mvm_protocol::record`]s. With it comes for how many milliseconds the
+    /// machine had to be woken, if it had.
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub async fn upgrade(&self, path: &str, body: &impl Serialize) -> Result<TokioIo<Upgraded>, Failure> {
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<(TokioIo<Upgraded>, Option<u64>), Failure> {
         let body = self.encoded(body)?;
         let request = Request::post(path)
             .header(HOST, "mvm")
@@ -106,8 +111,9 @@ impl Client {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.broken("it did not switch the connection to records"));
         }
+        let woken = response.headers().get(api::WOKEN).and_then(|millis| millis.to_str().ok()?.parse().ok());
         let stream = hyper::upgrade::on(response).await.map_err(|error| self.broken(error))?;
-        Ok(TokioIo::new(stream))
+        Ok((TokioIo::new(stream), woken))
     }
 
     /// The agent did not answer as it should.

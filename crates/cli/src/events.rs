@@ -14,6 +14,9 @@ use crate::output::{Output, table};
 pub struct Events {
     /// The tenant
     tenant: TenantId,
+    /// Go on with what happens from now on, until Ctrl-C
+    #[arg(short, long)]
+    follow: bool,
     /// How to write the result
     #[command(flatten)]
     output: Output,
@@ -26,9 +29,24 @@ impl Events {
     /// Whatever kept it from being done.
     pub async fn run(self, connection: &Connection) -> Result<u8, Failure> {
         let path = format!("/v1/events/{}", self.tenant);
+        if self.follow {
+            return self.follow(connection, &path).await;
+        }
         let mut entries: Vec<AuditEntry> = connection.agent().await?.get(&path).await?;
         entries.sort_by_key(|entry| entry.seq);
         self.output.show(&entries, |entries| listing(entries))?;
+        Ok(0)
+    }
+
+    async fn follow(&self, connection: &Connection, path: &str) -> Result<u8, Failure> {
+        let client = connection.agent().await?;
+        let mut entries = client.text(&format!("{path}/follow")).await?;
+        while let Some(entry) = entries.next::<AuditEntry>().await? {
+            self.output.show_next(&entry, |entry| {
+                let AuditEntry { at_ms, subject, kind, detail, .. } = entry;
+                format!("{}  {subject}  {kind}  {detail}", clock::utc_ms(*at_ms))
+            })?;
+        }
         Ok(0)
     }
 }

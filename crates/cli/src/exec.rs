@@ -1,11 +1,13 @@
-//! `mvm instance exec`: a program in a machine, with its streams and its exit code.
+//! `mvm instance exec` and `shell`: a program in a machine, with its streams or a terminal, and its exit code.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
-use std::io;
+use std::io::{self, IsTerminal as _};
+use std::task::Poll;
 
 use clap::Args;
+use futures::{Stream, StreamExt as _};
 use mvm_protocol::api::ExecRequest;
 use mvm_protocol::record::{self, Record};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -14,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::address::InstanceAddress;
 use crate::connection::Connection;
 use crate::failure::Failure;
+use crate::terminal;
 
 /// As a shell says that a signal ended a program.
 const SIGNALED: u8 = 128;
@@ -22,13 +25,19 @@ const PIECE: usize = 32 << 10;
 
 /// Run a program in it; exits as the program does
 ///
-/// Standard input, output and error are the program's; it gets no terminal. Exits as the program does (128 and the
-/// signal's number where a signal ended it), or with 125 where mvm itself failed. When this command is ended, the
-/// program in the machine is ended too.
+/// Standard output and error are the program's, and so is standard input where it is a file or a pipe, or with -i. Exits
+/// as the program does (128 and the signal's number where a signal ended it), or with 125 where mvm itself failed. When
+/// this command is ended, the program in the machine is ended too. A machine that sleeps is woken.
 #[derive(Debug, Args)]
 pub struct Exec {
     /// The instance, as alice/workers/i-0000002a, alice/workers/i-00, or alice/workers if it has only one
     instance: InstanceAddress,
+    /// Pass on what is typed here
+    #[arg(short, long)]
+    interactive: bool,
+    /// Run it on a terminal of its own; with -i, as if it ran here
+    #[arg(short, long)]
+    tty: bool,
     /// Add to the program's environment; may be repeated
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
@@ -40,10 +49,41 @@ pub struct Exec {
     command: Vec<String>,
 }
 
+/// Open a shell in it
+///
+/// The same as `mvm instance exec -it` with the machine's bash, or its sh where it has none. A machine that sleeps is woken.
+#[derive(Debug, Args)]
+pub struct Shell {
+    /// The instance, as alice/workers/i-0000002a, alice/workers/i-00, or alice/workers if it has only one
+    instance: InstanceAddress,
+    /// As this user of the machine [default: root]
+    #[arg(short, long, value_name = "NAME")]
+    user: Option<String>,
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+impl Shell {
+    /// Runs the shell; its exit code.
+    ///
+    /// # Errors
+    /// As [`Exec::run`], or there is no terminal here.
+    pub async fn run(self, connection: &Connection) -> Result<u8, Failure> {
+        if !io::stdin().is_terminal() {
+            let why = "standard input is no terminal; run a program with `mvm instance exec`";
+            let failure = Failure::io("cannot open a shell", io::Error::other(why));
+            return Err(Failure::Exec(Box::new(failure)));
+        }
+        let script = "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi";
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let Self { instance, user } = self;
+        let exec = Exec { instance, interactive: true, tty: true, environment: Vec::new(), user, command };
+        exec.run(connection).await
     }
 }
 
@@ -58,16 +98,31 @@ impl Exec {
 
     async fn attached(self, connection: &Connection) -> Result<u8, Failure> {
         let path = format!("{}/exec", self.instance.path());
-        let environment: BTreeMap<_, _> = self.environment.into_iter().collect();
-        let request = ExecRequest { command: self.command, environment, user: self.user };
+        let mut environment: BTreeMap<_, _> = self.environment.into_iter().collect();
+        let terminal = self.tty.then(terminal::size);
+        if let (true, Ok(kind)) = (self.tty, std::env::var("TERM")) {
+            environment.entry("TERM".to_owned()).or_insert(kind);
+        }
+        let request = ExecRequest { command: self.command, environment, user: self.user, terminal };
         let client = connection.agent().await?;
         let unwatched = |error| Failure::io("cannot watch for signals", error);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(unwatched)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(unwatched)?;
+        let reads = self.interactive || !io::stdin().is_terminal();
+        let is_passed_on = self.tty && reads;
+        let instance = self.instance.to_string();
         let program = async {
-            let stream = client.upgrade(&path, &request).await?;
+            let (stream, woken) = client.upgrade(&path, &request).await?;
+            if let Some(millis) = woken {
+                // As a message for people, beside what the program writes.
+                eprintln!("{instance} was asleep and was woken in {millis} ms");
+            }
+            let _raw = if is_passed_on { terminal::raw()? } else { None };
             let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
-            attach(stream, tokio::io::stdin(), &mut out, &mut err).await.map_err(|error| match error {
+            let stdin: Box<dyn AsyncRead + Unpin> =
+                if reads { Box::new(tokio::io::stdin()) } else { Box::new(tokio::io::empty()) };
+            let input = input(stdin, self.tty)?;
+            attach(stream, input, &mut out, &mut err).await.map_err(|error| match error {
                 Detached::Output(error) => Failure::io("cannot write what the program wrote", error),
                 Detached::Stream(why) => client.broken(why),
             })
@@ -81,6 +136,40 @@ impl Exec {
     }
 }
 
+/// What goes to the program: standard input up to its end, and, on a terminal, each new size of the one here.
+fn input<I>(stdin: I, is_terminal: bool) -> Result<impl Stream<Item = Record> + Unpin, Failure>
+where
+    I: AsyncRead + Unpin,
+{
+    let typed = futures::stream::unfold(Some(stdin), |stdin| async {
+        let mut stdin = stdin?;
+        let mut buffer = vec![0; PIECE];
+        match stdin.read(&mut buffer).await {
+            Ok(0) | Err(_) => Some((Record::Eof, None)),
+            Ok(length) => {
+                buffer.truncate(length);
+                Some((Record::Stdin(buffer), Some(stdin)))
+            }
+        }
+    });
+    let mut resized = match is_terminal {
+        true => Some(
+            signal(SignalKind::window_change())
+                .map_err(|error| Failure::io("cannot watch for signals", error))?,
+        ),
+        false => None,
+    };
+    let sizes = futures::stream::poll_fn(move |cx| match &mut resized {
+        Some(signal) => signal.poll_recv(cx),
+        None => Poll::Ready(None),
+    });
+    let sizes = sizes.map(|()| {
+        let size = terminal::size();
+        Record::Resize(size.columns, size.rows)
+    });
+    Ok(Box::pin(futures::stream::select(typed, sizes)))
+}
+
 /// Why a program's end was not seen.
 #[derive(Debug)]
 enum Detached {
@@ -91,37 +180,32 @@ enum Detached {
 }
 
 /// Connects a stream of records with the three standard streams until the program has ended; its exit code.
-async fn attach<S, I, O, E>(stream: S, stdin: I, stdout: &mut O, stderr: &mut E) -> Result<u8, Detached>
+async fn attach<S, I, O, E>(stream: S, input: I, stdout: &mut O, stderr: &mut E) -> Result<u8, Detached>
 where
     S: AsyncRead + AsyncWrite,
-    I: AsyncRead + Unpin,
+    I: Stream<Item = Record> + Unpin,
     O: AsyncWrite + Unpin,
     E: AsyncWrite + Unpin,
 {
     let (mut from_program, mut to_program) = tokio::io::split(stream);
     tokio::select! {
         code = receive(&mut from_program, stdout, stderr) => code,
-        never = send(stdin, &mut to_program) => match never {},
+        never = send(input, &mut to_program) => match never {},
     }
 }
 
-/// Sends standard input up to its end. A program that does not read it, or has ended, is no mistake.
-async fn send<I, W>(mut stdin: I, to_program: &mut W) -> Infallible
+/// Sends what is for the program. One that does not read it, or has ended, is no mistake.
+async fn send<I, W>(mut input: I, to_program: &mut W) -> Infallible
 where
-    I: AsyncRead + Unpin,
+    I: Stream<Item = Record> + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut buffer = vec![0; PIECE];
-    loop {
-        let record = match stdin.read(&mut buffer).await {
-            Ok(0) | Err(_) => Record::Eof,
-            Ok(length) => Record::Stdin(buffer[..length].to_vec()),
-        };
-        let sent = record::write(to_program, &record).await;
-        if sent.is_err() || record == Record::Eof {
-            return pending().await;
+    while let Some(record) = input.next().await {
+        if record::write(to_program, &record).await.is_err() {
+            break;
         }
     }
+    pending().await
 }
 
 async fn receive<R, O, E>(from_program: &mut R, stdout: &mut O, stderr: &mut E) -> Result<u8, Detached>
@@ -172,8 +256,10 @@ mod tests {
             Record::Exit(137),
         ];
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let (code, _there) =
-            tokio::join!(attach(here, tokio::io::empty(), &mut out, &mut err), said_by(there, records));
+        let (code, _there) = tokio::join!(
+            attach(here, input(tokio::io::empty(), false).unwrap(), &mut out, &mut err),
+            said_by(there, records)
+        );
         assert_eq!((code.unwrap(), out.as_slice(), err.as_slice()), (137, &b"ac"[..], &b"b"[..]));
     }
 
@@ -189,7 +275,8 @@ mod tests {
         };
         let stdin = &[7; 200][..];
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let (code, ()) = tokio::join!(attach(here, stdin, &mut out, &mut err), program);
+        let (code, ()) =
+            tokio::join!(attach(here, input(stdin, false).unwrap(), &mut out, &mut err), program);
         assert_eq!(code.unwrap(), 200);
     }
 
@@ -197,7 +284,8 @@ mod tests {
     async fn an_end_without_an_exit_code_is_a_failure() {
         let (here, there) = duplex(64);
         drop(said_by(there, vec![Record::Stdout(b"a".to_vec())]).await);
-        let result = attach(here, tokio::io::empty(), &mut Vec::new(), &mut Vec::new()).await;
+        let result =
+            attach(here, input(tokio::io::empty(), false).unwrap(), &mut Vec::new(), &mut Vec::new()).await;
         assert!(matches!(result, Err(Detached::Stream(_))), "{result:?}");
     }
 }

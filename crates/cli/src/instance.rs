@@ -8,7 +8,7 @@ use crate::client::query_value;
 use crate::clock;
 use crate::confirm::{self, Confirmation};
 use crate::connection::Connection;
-use crate::exec::Exec;
+use crate::exec::{Exec, Shell};
 use crate::failure::Failure;
 use crate::output::{self, Output, properties, table};
 use crate::pool;
@@ -42,6 +42,7 @@ pub enum Instance {
     /// Let it go on where it is paused
     Resume(One),
     Exec(Exec),
+    Shell(Shell),
     Stats(Stats),
     /// Show what its services wrote
     Logs {
@@ -96,6 +97,7 @@ impl Instance {
             Instance::Warm(one) => one.act(connection, Act::Warm).await?,
             Instance::Resume(one) => one.act(connection, Act::Resume).await?,
             Instance::Exec(exec) => return exec.run(connection).await,
+            Instance::Shell(shell) => return shell.run(connection).await,
             Instance::Stats(stats) => return stats.run(connection).await,
             Instance::Logs { instance, service } => logs(connection, &instance, service.as_deref()).await?,
             Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,

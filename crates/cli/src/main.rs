@@ -36,6 +36,7 @@ mod serve;
 mod sources;
 mod stats;
 mod tenant;
+mod terminal;
 mod view;
 
 use std::process::ExitCode;

@@ -43,6 +43,30 @@ impl Output {
         write(text.as_bytes())?;
         if text.is_empty() || text.ends_with('\n') { Ok(()) } else { write(b"\n") }
     }
+
+    /// Writes one of several results that come one after another: a line each, or a YAML document.
+    ///
+    /// # Errors
+    /// If standard output does not take it.
+    pub fn show_next<T: Serialize>(
+        self,
+        result: &T,
+        people: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        match self.output {
+            Format::Table => write(format!("{}\n", people(result)).as_bytes()),
+            Format::Json => {
+                let text = serde_json::to_string(result);
+                let text =
+                    text.map_err(|e| Failure::NotDone(format!("the result cannot be written: {e}")))?;
+                write(format!("{text}\n").as_bytes())
+            }
+            Format::Yaml => {
+                write(b"---\n")?;
+                self.show(result, people)
+            }
+        }
+    }
 }
 
 /// Writes to standard output. Whoever stops reading (`… | head`) has enough.

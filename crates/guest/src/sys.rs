@@ -114,6 +114,17 @@ pub fn write_before_exec(command: &mut Command, file: File, text: &'static [u8])
     unsafe { command.pre_exec(move || Ok(rustix::io::write(&file, text).map(drop)?)) };
 }
 
+/// Has a command's process begin a session on the terminal that is its standard input.
+pub fn lead_session_on_terminal(command: &mut Command) {
+    // SAFETY: between fork and exec this only makes two system calls: nothing is allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+        });
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct SocketAddress {

@@ -186,12 +186,17 @@ async fn programs_run_with_streams_and_codes() {
         command: sh("true"),
         environment: BTreeMap::new(),
         user: Some("eve".to_owned()),
+        terminal: None,
     };
     assert!(is_error(&session.ask(nobody).await));
 
     let mut dropped = session.open().await;
-    let endless =
-        GuestRequest::Exec { command: sh("exec sleep 4242"), environment: BTreeMap::new(), user: None };
+    let endless = GuestRequest::Exec {
+        command: sh("exec sleep 4242"),
+        environment: BTreeMap::new(),
+        user: None,
+        terminal: None,
+    };
     assert_eq!(ask(&mut dropped, &endless).await, GuestReply::Started);
     assert_eq!(session.sh("ps -o args | grep -c '^sleep 4242'").await.0, "1");
     // More input than the program, which reads none, and the pipe take.
@@ -223,8 +228,12 @@ async fn bad_frames_and_bad_sessions_harm_nobody_else() {
     assert!(is_error(&frame::read(&mut session.open().await).await.unwrap().unwrap()), "one too many");
     drop(held);
     let mut left = session.open().await;
-    let endless =
-        GuestRequest::Exec { command: sh("exec sleep 4242"), environment: BTreeMap::new(), user: None };
+    let endless = GuestRequest::Exec {
+        command: sh("exec sleep 4242"),
+        environment: BTreeMap::new(),
+        user: None,
+        terminal: None,
+    };
     drop(stream);
     assert_eq!(ask(&mut left, &endless).await, GuestReply::Started);
     drop((session, left));
@@ -278,7 +287,8 @@ async fn a_gateway_machine_asks_the_host_through_its_socket() {
     let sender = async {
         let mut stream = session.open().await;
         let command = ["/bin/nc", "127.0.0.1", "8080"].map(str::to_owned).to_vec();
-        let request = GuestRequest::Exec { command, environment: BTreeMap::new(), user: None };
+        let request =
+            GuestRequest::Exec { command, environment: BTreeMap::new(), user: None, terminal: None };
         assert_eq!(ask(&mut stream, &request).await, GuestReply::Started);
         // No Eof: a sender that went away would not be answered.
         let head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec();

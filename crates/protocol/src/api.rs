@@ -23,6 +23,7 @@
 //! | `GET /v1/node/stats` | → [`NodeStats`], measured over half a second |
 //! | `GET /v1/node/disk` | → [`NodeDisk`] |
 //! | `GET /v1/events/{tenant}` | → [`AuditEntry`]s |
+//! | `GET /v1/events/{tenant}/follow` | → lines of [`AuditEntry`], those to come too |
 //! | `POST /v1/net/verify` | → [`NetReport`] |
 //!
 //! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
@@ -47,9 +48,12 @@ pub use usage::{
 };
 
 use crate::SecretBytes;
+use crate::control::TerminalSize;
 
 /// The protocol that an exec request upgrades to: [`crate::record`]s.
 pub const UPGRADE: &str = "mvm-records";
+/// The header of an upgrade that says how long the machine took to wake for it, in milliseconds.
+pub const WOKEN: &str = "mvm-woken-ms";
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -411,6 +415,9 @@ pub struct ExecRequest {
     /// As this user; root where absent.
     #[serde(default)]
     pub user: Option<String>,
+    /// On a terminal of its own of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
 }
 
 /// One entry of a tenant's audit log: each names the hash of the one before.

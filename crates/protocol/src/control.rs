@@ -53,6 +53,15 @@ pub struct Clock {
     pub unix_nanos: u64,
 }
 
+/// How large a terminal is, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// In a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
 /// Config files by name, as in `/etc/mvm-config/<name>`.
 pub type ConfigFiles = BTreeMap<String, String>;
 /// Secrets by scope and key, as in `/run/secrets/<scope>/<KEY>`.
@@ -133,6 +142,9 @@ pub enum GuestRequest {
         /// As this user; root where absent.
         #[serde(default)]
         user: Option<String>,
+        /// On a terminal of its own of this size: what it reads, and all that it writes, goes through that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        terminal: Option<TerminalSize>,
     },
     /// Send a service's log. The stream goes on with records.
     Logs {

@@ -15,6 +15,7 @@ mod http;
 mod kill_point;
 mod namespace;
 mod search;
+mod terminal;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub use kill_point::KillPoint;
 pub use namespace::Namespace;
 pub use search::{NOWHERE, forms, fresh, holders};
 pub use serde_json::{Value, json};
+pub use terminal::Terminal;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -102,7 +104,7 @@ impl Lab {
         cleanup::tag_of(&self.data_dir())
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = self.namespace.command(&self.mvm);
         command
             .env("MVM_DATA_DIR", self.data_dir())

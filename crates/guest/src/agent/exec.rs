@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_protocol::Stream;
+use mvm_protocol::control::TerminalSize;
 use mvm_protocol::record::{self, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 
 use super::session::say_goodbye;
+use super::terminal::Terminal;
 use crate::error::{Doing as _, Result};
 use crate::machine::Machine;
 use crate::services::account::Account;
@@ -19,6 +21,8 @@ use crate::services::children::{AfterLeader, Child};
 
 /// What one read takes of a program's output: as much as a pipe holds.
 const READ_SIZE: usize = 64 * 1024;
+/// What a terminal was given before its program ended comes out within this.
+const LINGER: Duration = Duration::from_millis(200);
 /// How often it is looked whether the host is still there while a program does not read its input.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -27,20 +31,32 @@ pub(super) struct Running {
     child: Child,
     stdin: pipe::Sender,
     stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    /// None on a terminal, which has one stream for all output.
+    stderr: Option<pipe::Receiver>,
+    terminal: Option<Terminal>,
+}
+
+/// What the host asks for.
+pub(super) struct Program {
+    pub(super) command: Vec<String>,
+    pub(super) environment: BTreeMap<String, String>,
+    pub(super) user: Option<String>,
+    pub(super) terminal: Option<TerminalSize>,
 }
 
 /// Starts a program as a user.
-pub(super) fn start(
-    machine: &Arc<Machine>,
-    command: &[String],
-    environment: BTreeMap<String, String>,
-    user: Option<&str>,
-) -> Result<Running> {
-    let account = Account::find(&machine.services.users, user)?;
-    let mut program = account.command(command)?;
-    program.envs(environment).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    spawn(machine, program).doing(format_args!("starting {}", command.join(" ")))
+pub(super) fn start(machine: &Arc<Machine>, program: Program) -> Result<Running> {
+    let Program { command, environment, user, terminal } = program;
+    let account = Account::find(&machine.services.users, user.as_deref())?;
+    let doing = format!("starting {}", command.join(" "));
+    let Some(size) = terminal else {
+        let mut program = account.command(&command)?;
+        program.envs(environment).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        return spawn(machine, program).doing(doing);
+    };
+    let mut program = account.command_without_group(&command)?;
+    program.envs(environment);
+    spawn_on_terminal(machine, program, size, account.uid).doing(doing)
 }
 
 fn spawn(machine: &Arc<Machine>, mut program: Command) -> std::io::Result<Running> {
@@ -50,7 +66,29 @@ fn spawn(machine: &Arc<Machine>, mut program: Command) -> std::io::Result<Runnin
         child,
         stdin: pipe::Sender::from_owned_fd(pipes.stdin.take().ok_or_else(missing)?.into())?,
         stdout: pipe::Receiver::from_owned_fd(pipes.stdout.take().ok_or_else(missing)?.into())?,
-        stderr: pipe::Receiver::from_owned_fd(pipes.stderr.take().ok_or_else(missing)?.into())?,
+        stderr: Some(pipe::Receiver::from_owned_fd(pipes.stderr.take().ok_or_else(missing)?.into())?),
+        terminal: None,
+    })
+}
+
+fn spawn_on_terminal(
+    machine: &Arc<Machine>,
+    mut program: Command,
+    size: TerminalSize,
+    owner: u32,
+) -> std::io::Result<Running> {
+    let (terminal, inside) = Terminal::open(size, owner)?;
+    program.stdin(inside.try_clone()?).stdout(inside.try_clone()?).stderr(inside);
+    crate::sys::lead_session_on_terminal(&mut program);
+    let (child, _) = machine.children.spawn(&mut program, AfterLeader::Leave)?;
+    // The program's ends are the command's: while they are open here, the terminal's end is never seen.
+    drop(program);
+    Ok(Running {
+        child,
+        stdin: terminal.writer()?,
+        stdout: terminal.reader()?,
+        stderr: None,
+        terminal: Some(terminal),
     })
 }
 
@@ -58,7 +96,8 @@ impl Running {
     /// Carries records both ways until the program has ended and all its output is sent. When the stream ends before,
     /// or this is dropped, the program is killed with its process group.
     pub(super) async fn serve(self, stream: Stream) {
-        let Running { mut child, stdin, stdout, stderr } = self;
+        let Running { mut child, stdin, stdout, stderr, terminal } = self;
+        let linger = terminal.as_ref().map(|_| LINGER);
         let (mut input, mut output) = tokio::io::split(stream);
         let finished = {
             let (ended, end) = watch::channel(false);
@@ -70,10 +109,13 @@ impl Running {
             };
             let program = async {
                 let both = async {
-                    tokio::join!(
-                        collect(stdout, Record::Stdout, records.clone(), end.clone()),
-                        collect(stderr, Record::Stderr, records.clone(), end.clone()),
-                    )
+                    let errors = async {
+                        if let Some(stderr) = stderr {
+                            collect(stderr, Record::Stderr, records.clone(), end.clone(), None).await;
+                        }
+                    };
+                    let output = collect(stdout, Record::Stdout, records.clone(), end.clone(), linger);
+                    tokio::join!(output, errors)
                 };
                 let (exit, _) = tokio::join!(exit, both);
                 // Fails only when nobody listens any more.
@@ -92,7 +134,7 @@ impl Running {
             tokio::select! {
                 sent = send => sent,
                 () = async { program.await; std::future::pending().await } => false,
-                () = feed(&mut input, stdin, &records) => false,
+                () = feed(&mut input, stdin, terminal.as_ref(), &records) => false,
             }
         };
         if finished {
@@ -102,16 +144,21 @@ impl Running {
 }
 
 /// Sends output until its end, or until nothing is left of it after the program has ended: what
-/// still holds the pipe then is not the program.
+/// still holds the pipe then is not the program. A terminal passes on what it was given a little later.
 async fn collect(
     mut from: pipe::Receiver,
     kind: fn(Vec<u8>) -> Record,
     to: mpsc::Sender<Record>,
     mut ended: watch::Receiver<bool>,
+    linger: Option<Duration>,
 ) {
     let mut buffer = vec![0; READ_SIZE];
     loop {
-        let count = if *ended.borrow_and_update() {
+        let has_ended = *ended.borrow_and_update();
+        let count = if let (true, Some(linger)) = (has_ended, linger) {
+            let read = tokio::time::timeout(linger, from.read(&mut buffer)).await;
+            read.unwrap_or(Ok(0))
+        } else if has_ended {
             // Read as it is: the runtime may not have heard yet that there is something.
             rustix::io::read(&from, &mut buffer).map_err(Into::into)
         } else {
@@ -132,7 +179,12 @@ async fn collect(
 }
 
 /// Gives the program its input. Returns when the host is gone.
-async fn feed(input: &mut ReadHalf<Stream>, stdin: pipe::Sender, records: &mpsc::Sender<Record>) {
+async fn feed(
+    input: &mut ReadHalf<Stream>,
+    stdin: pipe::Sender,
+    terminal: Option<&Terminal>,
+    records: &mpsc::Sender<Record>,
+) {
     let mut stdin = Some(stdin);
     loop {
         match record::read(input).await {
@@ -144,8 +196,11 @@ async fn feed(input: &mut ReadHalf<Stream>, stdin: pipe::Sender, records: &mpsc:
                 }
             }
             Ok(Some(Record::Eof)) => stdin = None,
-            // There is no terminal whose size could change.
-            Ok(Some(Record::Resize(..))) => {}
+            Ok(Some(Record::Resize(columns, rows))) => {
+                if let Some(terminal) = terminal {
+                    terminal.resize(TerminalSize { columns, rows });
+                }
+            }
             Ok(Some(_) | None) | Err(_) => return,
         }
     }

@@ -7,6 +7,7 @@ mod limits;
 mod port;
 mod requests;
 mod session;
+mod terminal;
 
 pub use host_socket::HostLink;
 pub use limits::StreamLimit;

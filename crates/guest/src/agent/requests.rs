@@ -15,8 +15,8 @@ use crate::machine::{Machine, clock, data};
 pub(super) async fn serve(mut stream: Stream, machine: &Arc<Machine>) {
     loop {
         let reply = match frame::read::<GuestRequest, _>(&mut stream).await {
-            Ok(Some(GuestRequest::Exec { command, environment, user })) => {
-                match exec::start(machine, &command, environment, user.as_deref()) {
+            Ok(Some(GuestRequest::Exec { command, environment, user, terminal })) => {
+                match exec::start(machine, exec::Program { command, environment, user, terminal }) {
                     Ok(running) => return started(stream, |stream| running.serve(stream)).await,
                     Err(failure) => error(failure),
                 }

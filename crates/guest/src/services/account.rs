@@ -58,6 +58,16 @@ impl Account {
     /// # Errors
     /// An empty command.
     pub fn command(&self, command: &[String]) -> Result<Command> {
+        let mut command = self.command_without_group(command)?;
+        command.process_group(0);
+        Ok(command)
+    }
+
+    /// The same for a program that is to lead a session.
+    ///
+    /// # Errors
+    /// An empty command.
+    pub fn command_without_group(&self, command: &[String]) -> Result<Command> {
         let Some((program, arguments)) = command.split_first() else {
             return Err(Failure::new("running a program", "the command is empty"));
         };
@@ -71,8 +81,7 @@ impl Account {
             .env("HOME", &home)
             .env("USER", &self.name)
             .env("LOGNAME", &self.name)
-            .current_dir(home)
-            .process_group(0);
+            .current_dir(home);
         if self.uid != 0 {
             command.uid(self.uid).gid(self.uid);
         }

@@ -155,7 +155,7 @@ impl Session {
     ) -> (Vec<u8>, Vec<u8>, i32) {
         let mut stream = self.open().await;
         let user = user.map(str::to_owned);
-        let request = GuestRequest::Exec { command, environment: Default::default(), user };
+        let request = GuestRequest::Exec { command, environment: Default::default(), user, terminal: None };
         assert_eq!(ask(&mut stream, &request).await, GuestReply::Started);
         // Both at once: the program may not read on before its output is taken.
         let (mut output, mut to_program) = tokio::io::split(stream);

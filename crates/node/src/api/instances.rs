@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{Request, StatusCode, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
-use mvm_model::{InstanceRef, Operation};
+use mvm_model::{InstanceRef, InstanceState, Operation};
 use mvm_protocol::Stream;
 use mvm_protocol::api::{
-    Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE, millis,
+    Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE, WOKEN, millis,
 };
 use mvm_protocol::control::{GuestReply, GuestRequest};
 use mvm_protocol::record::{self, Record};
@@ -213,8 +213,9 @@ pub async fn exec(
         upgrade.ok_or_else(|| fault(ErrorCode::Invalid, format!("exec wants `Upgrade: {UPGRADE}`")))?;
     let body = axum::body::to_bytes(body, 1024 * 1024).await.map_err(|e| fault(ErrorCode::Invalid, e))?;
     let exec: ExecRequest = serde_json::from_slice(&body).map_err(|e| fault(ErrorCode::Invalid, e))?;
-    let request =
-        GuestRequest::Exec { command: exec.command, environment: exec.environment, user: exec.user };
+    let woken = wake_for(&machine).await?;
+    let ExecRequest { command, environment, user, terminal } = exec;
+    let request = GuestRequest::Exec { command, environment, user, terminal };
     let (mut stream, lease) = begin(&machine, request, "Exec").await?;
     tokio::spawn(async move {
         let _lease = lease;
@@ -224,7 +225,21 @@ pub async fn exec(
         }
     });
     let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, UPGRADE)];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if let Some(millis) = woken {
+        response.headers_mut().insert(WOKEN, HeaderValue::from(millis));
+    }
+    Ok(response)
+}
+
+/// Whoever wants to work in a machine that sleeps or is paused wakes it: how long that took, in milliseconds.
+async fn wake_for(machine: &Machine) -> Result<Option<u64>, Failure> {
+    if !matches!(machine.state(), InstanceState::Sleeping | InstanceState::Warm) {
+        return Ok(None);
+    }
+    let begun = Instant::now();
+    machine.run(Asker::Person).await?;
+    Ok(Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Which log.

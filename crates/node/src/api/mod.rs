@@ -41,6 +41,7 @@ pub async fn serve(
         .route("/v1/deploy", post(node::deploy))
         .route("/v1/net/verify", post(node::verify))
         .route("/v1/events/{tenant}", get(tenants::events))
+        .route("/v1/events/{tenant}/follow", get(tenants::follow_events))
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::info).delete(tenants::destroy))
         .route("/v1/pools", get(tenants::pools))

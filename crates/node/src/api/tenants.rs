@@ -1,5 +1,7 @@
 //! Tenants, their pools, their audit logs.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
@@ -15,6 +17,9 @@ use crate::machine::Machine;
 use crate::store::{self, PoolRow, TenantRow};
 use crate::usage::count_states;
 use crate::{destroy, scale};
+
+/// How often a log that is followed is looked at.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// Narrows a listing.
 #[derive(Debug, Deserialize)]
@@ -77,11 +82,35 @@ pub async fn destroy(State(agent): Shared, Path(id): Path<String>) -> Result<Jso
 pub async fn events(State(agent): Shared, Path(id): Path<String>) -> Result<Json<Vec<AuditEntry>>, Failure> {
     let id: TenantId = parsed(&id)?;
     agent.tenant(&id).await?;
-    let entries = agent.store.read(move |tx| store::entries(tx, &id)).await?;
+    let entries = agent.store.read(move |tx| store::entries(tx, &id, 0)).await?;
     if let Some(seq) = store::first_broken(&entries) {
         tracing::error!(seq, "the audit log was changed from outside: its hashes do not fit from here on");
     }
     Ok(Json(entries))
+}
+
+/// The log, and each further entry when it is committed, until the tenant or the client is gone.
+pub async fn follow_events(State(agent): Shared, Path(id): Path<String>) -> Result<Response, Failure> {
+    let id: TenantId = parsed(&id)?;
+    agent.tenant(&id).await?;
+    let (events, to_client) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut last = 0;
+        while !events.is_closed() && agent.tenant(&id).await.is_ok() {
+            let tenant = id.clone();
+            let entries = match agent.store.read(move |tx| store::entries(tx, &tenant, last)).await {
+                Ok(entries) => entries,
+                Err(error) => return tracing::warn!(tenant = %id, %error, "its events are not followed"),
+            };
+            for entry in entries {
+                last = entry.seq;
+                // Fails only where nobody reads them any more.
+                let _ = events.send(entry);
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+    });
+    Ok(lines(to_client))
 }
 
 fn pool_summary(agent: &Agent, row: &PoolRow) -> PoolSummary {

@@ -56,12 +56,12 @@ impl Audit {
     }
 }
 
-/// A tenant's whole log, oldest first.
-pub fn entries(tx: &Transaction<'_>, tenant: &TenantId) -> Sql<Vec<AuditEntry>> {
+/// A tenant's log after an entry, oldest first; the whole log after 0.
+pub fn entries(tx: &Transaction<'_>, tenant: &TenantId, after: u64) -> Sql<Vec<AuditEntry>> {
     tx.prepare_cached(
-        "SELECT seq, at_ms, subject, kind, detail, hash FROM audit WHERE tenant = ?1 ORDER BY seq",
+        "SELECT seq, at_ms, subject, kind, detail, hash FROM audit WHERE tenant = ?1 AND seq > ?2 ORDER BY seq",
     )?
-    .query_map([tenant.as_str()], |row| {
+    .query_map((tenant.as_str(), after), |row| {
         Ok(AuditEntry {
             seq: row.get(0)?,
             at_ms: row.get(1)?,

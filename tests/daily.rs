@@ -1,0 +1,9 @@
+//! What a person does with a machine every day, on real ones.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "daily/events.rs"]
+mod events;
+
+#[path = "daily/shell.rs"]
+mod shell;
