@@ -95,6 +95,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 31);
+        assert_eq!(leaves, 32);
     }
 }
