@@ -90,10 +90,13 @@ fn launches(lab: &Lab) -> usize {
 }
 
 /// In an act the agent dies, maybe with every VMM, and is started again; or only the VMMs do, and it goes on.
-fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &str) {
+/// Tells whether the act succeeded.
+fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &str) -> bool {
     if dies == Dies::Vmm {
-        stop_in(lab, point.name(), &["instance", act, worker], || lab.vmms().into_iter().for_each(kill));
-        return lab.settle();
+        let command = ["instance", act, worker];
+        let done = stop_in(lab, point.name(), &command, || lab.vmms().into_iter().for_each(kill));
+        lab.settle();
+        return done;
     }
     die_in(lab, point.name(), &["instance", act, worker]);
     if dies == Dies::AgentAndVmm {
@@ -101,6 +104,7 @@ fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &st
     }
     lab.start_agent();
     lab.settle();
+    false
 }
 
 /// What an agent is told that is to be interrupted at a point.
@@ -156,7 +160,7 @@ impl Worker {
         }
         // A wake that was committed before the agent died counts with it.
         let launched = launches(lab) - launched_before;
-        let counts_too = at.contains("wake:committed") || at.contains("Vmm at wake:ready");
+        let counts_too = at.contains("wake:committed") || at.contains(" Vmm at wake:ready");
         assert!(
             launched == launches_expected || (counts_too && launched == launches_expected + 1),
             "{launched} launches {at}"
@@ -223,7 +227,13 @@ fn wake_table(memory: Memory, all_dies: &[Dies]) {
                 ahead
             });
             let before = launches(&lab);
-            interrupt(&mut lab, point, dies, &worker.address, "wake");
+            let done = interrupt(&mut lab, point, dies, &worker.address, "wake");
+            if dies == Dies::Vmm && !matches!(point, WakeBegun | WakeReady | WakeCommitted) {
+                // One cold start in the same act.
+                assert!(done, "{at}");
+                assert_eq!(lab.state(&worker.address), "running", "{at}");
+                assert_eq!(how(&lab, &worker.address), "cold boot", "{at}");
+            }
             if let (Some(ahead), WakeCommitted, Dies::Agent) = (ahead, point, dies) {
                 assert_eq!(lab.info(&worker.address)["pid"], ahead, "the spare was taken");
             }

@@ -26,6 +26,9 @@ soon, late = timer(time.time() + 4 * 3600), timer(time.time() + 30 * 3600)
 [time.time(), time.clock_gettime(time.CLOCK_MONOTONIC), time.clock_gettime(time.CLOCK_BOOTTIME)]
 ";
 
+/// How far the wall clock may be off, in seconds.
+const BOUND: f64 = 0.05;
+
 /// The guest's clocks, and how far its wall clock is from the host's: by the quickest of several answers.
 fn clocks(connection: &mut Connection) -> (f64, Value) {
     let path = path_of(
@@ -40,6 +43,14 @@ fn clocks(connection: &mut Connection) -> (f64, Value) {
     });
     let (_, off, answer) = readings.min_by(|one, other| one.0.total_cmp(&other.0)).unwrap();
     (off, answer)
+}
+
+/// Begins the worker anew nine hours ago.
+fn begun_earlier(lab: &mut Lab) {
+    lab.stop_agent();
+    lab.start_agent_with(&[("MVM_CLOCK_BEHIND_SECONDS", &(HOURS * 3600).to_string())]);
+    lab.mvm(&["instance", "stop", POOL]);
+    lab.mvm(&["instance", "start", POOL]);
 }
 
 /// Puts the worker to sleep nine hours ago.
@@ -69,15 +80,6 @@ fn after_nine_hours_asleep_clocks_are_right_and_timers_have_fired() {
     let mut connection = lab.connect(PORT);
     let (off, after) = clocks(&mut connection);
     assert_eq!(lab.info(POOL)["last_start"]["how"], "wake");
-    // It is set by a message, whose way a busy host makes longer: the best of three wakes.
-    assert!(off.abs() < 1.0, "the wall clock is {off} s off");
-    drop(connection);
-    let best = (0..2).map(|_| {
-        lab.mvm(&["instance", "sleep", POOL]);
-        clocks(&mut lab.connect(PORT)).0.abs()
-    });
-    let best = best.fold(off.abs(), f64::min);
-    assert!(best < 0.05, "the wall clock is {best} s off");
     for (name, clock) in [("monotonic", 1), ("boot-time", 2)] {
         let on = after[clock].as_f64().unwrap() - before[clock].as_f64().unwrap();
         assert!((0.0..600.0).contains(&on), "the {name} clock went on, and did not jump: {on} s");
@@ -87,6 +89,20 @@ fn after_nine_hours_asleep_clocks_are_right_and_timers_have_fired() {
     let at = fired("soon[0]").as_f64().unwrap();
     assert!(at > before[0].as_f64().unwrap() + 8.9 * 3600.0, "when it woke: {at}");
     assert_eq!(fired("len(late)"), 0, "one for later has not");
+
+    // It is set by a message, whose way a busy host makes longer: the best of some such wakes.
+    drop(connection);
+    let mut best = off.abs();
+    for _ in 0..4 {
+        if best < BOUND {
+            break;
+        }
+        begun_earlier(&mut lab);
+        asleep_for_hours(&mut lab);
+        best = best.min(clocks(&mut lab.connect(PORT)).0.abs());
+        assert_eq!(lab.info(POOL)["last_start"]["how"], "wake");
+    }
+    assert!(best < BOUND, "the wall clock is {best} s off");
 }
 
 #[test]

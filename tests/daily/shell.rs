@@ -85,6 +85,9 @@ fn a_program_gets_a_terminal_or_input_only_where_that_was_asked_for() {
     assert_eq!(out, "24 80\r\nout\r\n", "all that is written goes through the terminal");
     assert_eq!(code, Some(3));
 
+    let (out, code) = run(&["-t", POOL, "--", "cat"]);
+    assert_eq!((out.as_str(), code), ("", Some(0)), "the end of what is piped in is one on a terminal, too");
+
     let mut without = Terminal::open(&lab, &["instance", "exec", POOL, "--", "cat"], (80, 24));
     assert_eq!(without.end(), 0, "what is typed is not for it");
     let said = lab.try_mvm(&["instance", "shell", POOL]);

@@ -1,12 +1,12 @@
-//! A message through a gateway to a machine that sleeps: in a pool as it is when nothing is said of spares, which is with
-//! one, and in one without.
+//! A message through a gateway to a machine that sleeps: in a pool in use, which has a spare unless its manifest says
+//! otherwise, and in one without.
 
 use std::fmt::Write as _;
 use std::time::Instant;
 
 use mvm_protocol::api::Act;
 
-use super::speed::{dirty_clone, only};
+use super::speed::{dirty_clone, fill_memory, only};
 use super::{Bench, MEM_MIB, Pool, SPARE, manifest, settle, worker};
 use crate::Result;
 use crate::raw::Source;
@@ -26,6 +26,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
     let [worker, demand] = [only(bench, TENANT, "workers")?, only(bench, TENANT, "demand")?];
     let (mut first_byte, mut on_demand, mut service) = (Sides::default(), Sides::default(), Sides::default());
     for (instance, port) in [(&worker, PORT), (&demand, DEMAND_PORT)] {
+        bench.mvm.lab.exec(instance, &["/bin/sh", "-c", &fill_memory(8)]);
         // The first sleep writes what later ones do not.
         bench.mvm.act(instance, Act::Sleep)?;
         ask(bench, port)?;

@@ -23,6 +23,8 @@ use crate::services::children::{AfterLeader, Child};
 const READ_SIZE: usize = 64 * 1024;
 /// What a terminal was given before its program ended comes out within this.
 const LINGER: Duration = Duration::from_millis(200);
+/// Ctrl-D, which is the end of input at the beginning of a line.
+const END_OF_TRANSMISSION: u8 = 4;
 /// How often it is looked whether the host is still there while a program does not read its input.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -195,7 +197,13 @@ async fn feed(
                     stdin = None;
                 }
             }
-            Ok(Some(Record::Eof)) => stdin = None,
+            Ok(Some(Record::Eof)) => {
+                // A terminal has no end but the one that is typed.
+                if let (Some(pipe), Some(_)) = (&mut stdin, terminal) {
+                    let _ = write_patiently(pipe, &[END_OF_TRANSMISSION], records).await;
+                }
+                stdin = None;
+            }
             Ok(Some(Record::Resize(columns, rows))) => {
                 if let Some(terminal) = terminal {
                     terminal.resize(TerminalSize { columns, rows });

@@ -234,6 +234,8 @@ pub async fn exec(
 
 /// Whoever wants to work in a machine that sleeps or is paused wakes it: how long that took, in milliseconds.
 async fn wake_for(machine: &Machine) -> Result<Option<u64>, Failure> {
+    // A sleep that has begun is waited for.
+    machine.settled().await?;
     if !matches!(machine.state(), InstanceState::Sleeping | InstanceState::Warm) {
         return Ok(None);
     }

@@ -48,6 +48,8 @@ impl Task {
         if tokio::time::timeout(drain_time, self.leases.none()).await.is_err() {
             tracing::info!(instance = %self.row.id, "put to sleep with messages still in hand after {drain} s");
         }
+        // What is written in place must have been found whole before: waited for while the guest still works.
+        self.agent.hands.checked(self.row.id).await.map_err(failed)?;
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::SleepPrep { drain_timeout_secs: drain };
         match session
@@ -63,8 +65,6 @@ impl Task {
         }
         self.take_link_down().await?;
         reached(KillPoint::SleepDrained);
-        // What is written in place must have been found whole before: waited for while the guest still runs.
-        self.agent.hands.checked(self.row.id).await.map_err(failed)?;
         // Streams do not survive sleep.
         self.session = None;
         self.agent.hands.pause(self.row.id).await.map_err(failed)?;

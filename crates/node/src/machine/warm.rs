@@ -25,7 +25,13 @@ impl Task {
         reached(KillPoint::WarmBegun);
         // A guest that stands still answers nobody.
         self.session = None;
-        if let Err(error) = self.agent.hands.pause(self.row.id).await {
+        // S6: what it is when it goes on it has to confirm first.
+        let down = self.agent.hands.set_link(self.row.id, false).await;
+        let paused = match down {
+            Ok(()) => self.agent.hands.pause(self.row.id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = paused {
             let error = failed(error);
             self.go_on_instead(&error).await;
             return Err(error);
