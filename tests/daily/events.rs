@@ -35,3 +35,14 @@ fn events_are_followed_from_the_first_to_those_to_come_until_the_tenant_is_gone(
     let woken = shown.filter(|line| line.contains("  InstanceWoken  ")).count();
     assert_eq!((woken, table.wait().unwrap().success()), (1, true));
 }
+
+#[test]
+fn a_follower_ends_with_its_reader() {
+    let lab = Lab::new();
+    lab.deploy(MANIFEST);
+    let mut following = lab.mvm_beside(&["events", "alice", "--follow"]);
+    let mut first = String::new();
+    BufReader::new(following.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert!(first.contains("  alice"), "{first}");
+    assert!(following.wait().unwrap().success());
+}

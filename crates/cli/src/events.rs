@@ -7,7 +7,7 @@ use mvm_protocol::api::AuditEntry;
 use crate::clock;
 use crate::connection::Connection;
 use crate::failure::Failure;
-use crate::output::{Output, table};
+use crate::output::{self, Output, table};
 
 /// What happened to a tenant: its audit log, newest last
 #[derive(Debug, Args)]
@@ -41,13 +41,17 @@ impl Events {
     async fn follow(&self, connection: &Connection, path: &str) -> Result<u8, Failure> {
         let client = connection.agent().await?;
         let mut entries = client.text(&format!("{path}/follow")).await?;
-        while let Some(entry) = entries.next::<AuditEntry>().await? {
+        loop {
+            let entry = tokio::select! {
+                entry = entries.next::<AuditEntry>() => entry?,
+                () = output::nobody_reads() => return Ok(0),
+            };
+            let Some(entry) = entry else { return Ok(0) };
             self.output.show_next(&entry, |entry| {
                 let AuditEntry { at_ms, subject, kind, detail, .. } = entry;
                 format!("{}  {subject}  {kind}  {detail}", clock::utc_ms(*at_ms))
             })?;
         }
-        Ok(0)
     }
 }
 

@@ -119,9 +119,7 @@ impl Exec {
             }
             let _raw = if is_passed_on { terminal::raw()? } else { None };
             let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
-            let stdin: Box<dyn AsyncRead + Unpin> =
-                if reads { Box::new(tokio::io::stdin()) } else { Box::new(tokio::io::empty()) };
-            let input = input(stdin, self.tty)?;
+            let input = input(reads.then(tokio::io::stdin), self.tty)?;
             attach(stream, input, &mut out, &mut err).await.map_err(|error| match error {
                 Detached::Output(error) => Failure::io("cannot write what the program wrote", error),
                 Detached::Stream(why) => client.broken(why),
@@ -136,12 +134,9 @@ impl Exec {
     }
 }
 
-/// What goes to the program: standard input up to its end, and, on a terminal, each new size of the one here.
-fn input<I>(stdin: I, is_terminal: bool) -> Result<impl Stream<Item = Record> + Unpin, Failure>
-where
-    I: AsyncRead + Unpin,
-{
-    let typed = futures::stream::unfold(Some(stdin), |stdin| async {
+/// Standard input up to its end.
+fn pieces<I: AsyncRead + Unpin>(stdin: I) -> impl Stream<Item = Record> {
+    futures::stream::unfold(Some(stdin), |stdin| async {
         let mut stdin = stdin?;
         let mut buffer = vec![0; PIECE];
         match stdin.read(&mut buffer).await {
@@ -151,7 +146,20 @@ where
                 Some((Record::Stdin(buffer), Some(stdin)))
             }
         }
-    });
+    })
+}
+
+/// What goes to the program: standard input up to its end, and, on a terminal, each new size of the one here.
+fn input<I>(stdin: Option<I>, is_terminal: bool) -> Result<impl Stream<Item = Record> + Unpin, Failure>
+where
+    I: AsyncRead + Unpin + 'static,
+{
+    let typed = match stdin {
+        Some(stdin) => pieces(stdin).boxed_local(),
+        // On a terminal the end of input would be typed.
+        None if is_terminal => futures::stream::pending().boxed_local(),
+        None => futures::stream::iter([Record::Eof]).boxed_local(),
+    };
     let mut resized = match is_terminal {
         true => Some(
             signal(SignalKind::window_change())
@@ -257,7 +265,7 @@ mod tests {
         ];
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let (code, _there) = tokio::join!(
-            attach(here, input(tokio::io::empty(), false).unwrap(), &mut out, &mut err),
+            attach(here, input(Some(tokio::io::empty()), false).unwrap(), &mut out, &mut err),
             said_by(there, records)
         );
         assert_eq!((code.unwrap(), out.as_slice(), err.as_slice()), (137, &b"ac"[..], &b"b"[..]));
@@ -276,7 +284,7 @@ mod tests {
         let stdin = &[7; 200][..];
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let (code, ()) =
-            tokio::join!(attach(here, input(stdin, false).unwrap(), &mut out, &mut err), program);
+            tokio::join!(attach(here, input(Some(stdin), false).unwrap(), &mut out, &mut err), program);
         assert_eq!(code.unwrap(), 200);
     }
 
@@ -285,7 +293,8 @@ mod tests {
         let (here, there) = duplex(64);
         drop(said_by(there, vec![Record::Stdout(b"a".to_vec())]).await);
         let result =
-            attach(here, input(tokio::io::empty(), false).unwrap(), &mut Vec::new(), &mut Vec::new()).await;
+            attach(here, input(Some(tokio::io::empty()), false).unwrap(), &mut Vec::new(), &mut Vec::new())
+                .await;
         assert!(matches!(result, Err(Detached::Stream(_))), "{result:?}");
     }
 }

@@ -1,12 +1,16 @@
 //! What goes to standard output, as people or programs read it.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::failure::Failure;
+
+/// How often it is looked whether somebody still reads.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -53,19 +57,30 @@ impl Output {
         result: &T,
         people: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
-        match self.output {
-            Format::Table => write(format!("{}\n", people(result)).as_bytes()),
-            Format::Json => {
-                let text = serde_json::to_string(result);
-                let text =
-                    text.map_err(|e| Failure::NotDone(format!("the result cannot be written: {e}")))?;
-                write(format!("{text}\n").as_bytes())
-            }
+        let unwritable = |error: String| Failure::NotDone(format!("the result cannot be written: {error}"));
+        let text = match self.output {
+            Format::Table => people(result),
+            Format::Json => serde_json::to_string(result).map_err(|e| unwritable(e.to_string()))?,
             Format::Yaml => {
-                write(b"---\n")?;
-                self.show(result, people)
+                let text = serde_saphyr::to_string(result).map_err(|e| unwritable(e.to_string()))?;
+                format!("---\n{}", text.trim_end())
             }
+        };
+        write(format!("{text}\n").as_bytes())
+    }
+}
+
+/// Resolves when whoever reads standard output has gone (`… | head`).
+pub async fn nobody_reads() {
+    loop {
+        let stdout = rustix::stdio::stdout();
+        let mut watched = [rustix::event::PollFd::new(&stdout, rustix::event::PollFlags::empty())];
+        // What cannot be looked at is taken for somebody.
+        let looked = rustix::event::poll(&mut watched, Some(&rustix::event::Timespec::default()));
+        if looked.is_ok() && watched[0].revents().contains(rustix::event::PollFlags::ERR) {
+            return;
         }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
     }
 }
 

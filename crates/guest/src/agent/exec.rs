@@ -188,9 +188,11 @@ async fn feed(
     records: &mpsc::Sender<Record>,
 ) {
     let mut stdin = Some(stdin);
+    let mut at_line_start = true;
     loop {
         match record::read(input).await {
             Ok(Some(Record::Stdin(bytes))) => {
+                at_line_start = bytes.last().map_or(at_line_start, |last| *last == b'\n');
                 if let Some(pipe) = &mut stdin
                     && write_patiently(pipe, &bytes, records).await.is_err()
                 {
@@ -200,7 +202,10 @@ async fn feed(
             Ok(Some(Record::Eof)) => {
                 // A terminal has no end but the one that is typed.
                 if let (Some(pipe), Some(_)) = (&mut stdin, terminal) {
-                    let _ = write_patiently(pipe, &[END_OF_TRANSMISSION], records).await;
+                    // In the middle of a line the first one only hands on what there is of it.
+                    let typed = [END_OF_TRANSMISSION; 2];
+                    let count = if at_line_start { 1 } else { 2 };
+                    let _ = write_patiently(pipe, &typed[..count], records).await;
                 }
                 stdin = None;
             }

@@ -22,12 +22,14 @@ pub(crate) fn reached(point: KillPoint) {
 
     static STOPPED: AtomicBool = AtomicBool::new(false);
     let is_named = |variable| std::env::var(variable).is_ok_and(|name| name == point.name());
-    // Nothing runs after either, not even on other threads.
+    // Nothing of this act goes on after either.
     if is_named(VARIABLE) {
         let _ = kill_process(getpid(), Signal::KILL);
     }
     if is_named(STOP_VARIABLE) && !STOPPED.swap(true, Ordering::Relaxed) {
         let _ = kill_process(getpid(), Signal::STOP);
+        // Another thread may be the one that takes the signal, a moment later.
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
 
