@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use mvm_protocol::api::Act;
+use mvm_protocol::api::{Act, millis};
 
 use super::speed::{dirty_clone, fill_memory, only};
 use super::{Bench, MEM_MIB, Pool, SPARE, manifest, settle, worker};
@@ -43,9 +43,9 @@ pub(super) fn measure(bench: &Bench, report: &mut Report) -> Result<()> {
             std::thread::sleep(SPARE);
             let begun = Instant::now();
             ask(bench, port)?;
-            let took = begun.elapsed();
+            let took = millis(begun.elapsed());
             let start = bench.mvm.info(instance)?.last_start.ok_or("a machine that woke has a last start")?;
-            sides.take_if(&start, "wake", port == PORT, || took);
+            sides.take_if(&start, "wake", port == PORT, took);
         }
     }
     for _ in bench.rounds(3) {

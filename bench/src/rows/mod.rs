@@ -233,13 +233,13 @@ fn settle() {
 impl Sides {
     /// Takes a start of mvm's if it went as the row wants it.
     fn take(&mut self, start: &StartReport, how: &str, spare: bool) {
-        self.take_if(start, how, spare, || Duration::from_secs_f64(start.confirmed_ms / 1e3));
+        self.take_if(start, how, spare, start.confirmed_ms);
     }
 
-    /// Takes what a start of mvm's was part of, if that went as the row wants it.
-    fn take_if(&mut self, start: &StartReport, how: &str, spare: bool, took: impl FnOnce() -> Duration) {
+    /// Takes how long something took that a start of mvm's was part of, if that start went as the row wants it.
+    fn take_if(&mut self, start: &StartReport, how: &str, spare: bool, took_ms: f64) {
         if start.how == how && start.spare == spare {
-            self.mvm.push_time(took());
+            self.mvm.push(took_ms);
         } else {
             let with = if start.spare { "with" } else { "without" };
             let why = start.why.as_ref().map_or(String::new(), |why| format!(": {why}"));

@@ -191,7 +191,6 @@ impl Task {
                 if let Ok(Some(found)) = self.agent.hands.why_ended(self.row.id).await {
                     let error = failed(found);
                     self.not_running("its wake was ended", &error).await;
-                    self.schedule_restart().await;
                     return Err(error);
                 }
                 refused.to_string()

@@ -26,12 +26,12 @@ impl Task {
         // A guest that stands still answers nobody.
         self.session = None;
         // S6: what it is when it goes on it has to confirm first.
-        let down = self.agent.hands.set_link(self.row.id, false).await;
-        let paused = match down {
-            Ok(()) => self.agent.hands.pause(self.row.id).await,
-            Err(error) => Err(error),
+        let (hands, id) = (&self.agent.hands, self.row.id);
+        let paused = async {
+            hands.set_link(id, false).await?;
+            hands.pause(id).await
         };
-        if let Err(error) = paused {
+        if let Err(error) = paused.await {
             let error = failed(error);
             self.go_on_instead(&error).await;
             return Err(error);
