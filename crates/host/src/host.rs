@@ -207,6 +207,10 @@ impl Host {
             Request::WhyEnded(instance) => {
                 Ok(Reply::Why(self.running(instance).ok().and_then(|running| running.doom())))
             }
+            Request::WasKilled(instance) => {
+                let running = self.running(instance)?;
+                Ok(Reply::Ended(running.was_killed().await))
+            }
             Request::MemoryUsage(instance) => {
                 Ok(Reply::MemoryUsage(self.running(instance)?.machine.memory_usage().await?))
             }

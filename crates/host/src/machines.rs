@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use mvm_model::{InstanceId, SnapshotCompression};
 use mvm_network::PortSpec;
 use mvm_vmm::{
-    BlockDevice, Engine, FlatCheck, Machine, MachineSpec, MemoryBase, ProcessIdentity, QemuEngine, Restore,
-    SnapshotFacts, SnapshotInfo, SnapshotOptions, Start, kill_process,
+    BlockDevice, Ended, Engine, Exit, FlatCheck, Machine, MachineSpec, MemoryBase, ProcessIdentity,
+    QemuEngine, Restore, SnapshotFacts, SnapshotInfo, SnapshotOptions, Start, kill_process,
 };
 use tokio::task::JoinHandle;
 
@@ -20,6 +21,12 @@ use crate::{HostError, Launch, request};
 /// With more private memory than this a machine is given an own image at its sleep: copying as much at every wake takes
 /// longer than mapping it.
 const OWN_IMAGE_FROM: u64 = 64 << 20;
+
+/// Within so long after a VMM did not answer its end is seen, if that was why.
+const END_SEEN: Duration = Duration::from_millis(500);
+
+/// Number of the signal that nothing can refuse.
+const SIGKILL: i32 = 9;
 
 /// A VMM that runs.
 pub(crate) struct Running {
@@ -81,6 +88,12 @@ impl Running {
     /// Why the host ended it by itself, if it did.
     pub(crate) fn doom(&self) -> Option<String> {
         self.doomed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it was killed from outside: no VMM does that to itself, whatever it is given to load.
+    pub(crate) async fn was_killed(&self) -> bool {
+        let ended = tokio::time::timeout(END_SEEN, self.machine.wait()).await;
+        matches!(ended, Ok(Ended { exit: Exit::Signaled(SIGKILL), .. }))
     }
 
     /// Waits for the check of its image.

@@ -133,6 +133,8 @@ pub enum Request {
     ConsoleTail(InstanceId),
     /// Why did the host end a VMM by itself?
     WhyEnded(InstanceId),
+    /// Was a VMM killed?
+    WasKilled(InstanceId),
     /// What does a VMM take of the host's memory?
     MemoryUsage(InstanceId),
     /// Remove what nobody owns.
@@ -194,7 +196,7 @@ pub enum Reply {
     Damages(Vec<Damage>),
     /// To Snapshot.
     Snapshot(SnapshotInfo),
-    /// To WaitEnd: whether it did.
+    /// To WaitEnd and WasKilled: whether it did or was.
     Ended(bool),
     /// To ConsoleTail.
     Console(Option<String>),
@@ -445,6 +447,11 @@ impl Host {
     /// Why the host ended a VMM by itself, until that is discarded.
     pub async fn why_ended(&self, instance: InstanceId) -> Result<Option<String>, HostError> {
         ask!(self, Request::WhyEnded(instance), Reply::Why(why) => why)
+    }
+
+    /// Whether a VMM was ended by a kill from outside, which says nothing about what it was working on.
+    pub async fn was_killed(&self, instance: InstanceId) -> Result<bool, HostError> {
+        ask!(self, Request::WasKilled(instance), Reply::Ended(killed) => killed)
     }
 
     /// What a VMM takes of the host's memory.

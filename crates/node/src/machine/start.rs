@@ -272,8 +272,33 @@ impl Task {
         Ok(confirmed)
     }
 
-    /// Launches from the snapshot and comes up.
+    /// Launches from the snapshot and comes up. A VMM that was killed before the snapshot was consumed has not used it (S2),
+    /// and a kill says nothing against it: it is tried once more, and then stays for a later wake.
     async fn restore(&mut self) -> Result<Loaded, NotWoken> {
+        let mut again = true;
+        loop {
+            let error = match self.restore_once().await {
+                Err(NotWoken::Unusable(error) | NotWoken::Untouched(error)) if self.killed_unused().await => {
+                    error
+                }
+                other => return other,
+            };
+            if !std::mem::take(&mut again) {
+                let what =
+                    "its VMM was killed twice while its memory was loaded; is the host short of memory?";
+                return Err(NotWoken::Untouched(failed(format!("{what} ({error})"))));
+            }
+            tracing::warn!(instance = %self.row.address(), %error, "its VMM was killed: woken once more");
+            self.agent.discard_vmm(&self.row).await;
+            self.row.process = None;
+        }
+    }
+
+    async fn killed_unused(&self) -> bool {
+        self.row.snapshot.is_some() && self.agent.hands.was_killed(self.row.id).await.unwrap_or(false)
+    }
+
+    async fn restore_once(&mut self) -> Result<Loaded, NotWoken> {
         let snapshot = self.row.snapshot.clone().ok_or_else(|| failed("it has no snapshot"))?;
         if let Some(launched) = &mut self.row.launched {
             launched.base = match &snapshot.memory {
