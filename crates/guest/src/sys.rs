@@ -21,7 +21,6 @@ const SIOCSIFFLAGS: u32 = 0x8914;
 const SIOCSIFADDR: u32 = 0x8916;
 const SIOCSIFNETMASK: u32 = 0x891c;
 const SIOCSIFHWADDR: u32 = 0x8924;
-const SIOCDARP: u32 = 0x8953;
 
 const ARPHRD_ETHER: u16 = 1;
 const RTF_UP_GATEWAY: u16 = 0x3;
@@ -133,8 +132,6 @@ struct SocketAddress {
 }
 
 impl SocketAddress {
-    const NONE: Self = Self { family: 0, data: [0; 14] };
-
     fn ipv4(address: Ipv4Addr) -> Self {
         let mut data = [0; 14];
         data[2..6].copy_from_slice(&address.octets());
@@ -148,15 +145,6 @@ struct InterfaceRequest {
     name: [u8; 16],
     address: SocketAddress,
     rest: [u8; 8],
-}
-
-#[repr(C)]
-struct ArpRequest {
-    protocol: SocketAddress,
-    hardware: SocketAddress,
-    flags: i32,
-    netmask: SocketAddress,
-    device: [u8; 16],
 }
 
 #[repr(C)]
@@ -255,23 +243,7 @@ impl Interface {
         };
         ioctl(&self.socket, SIOCADDRT, &raw mut route)
     }
-
-    /// Forgets a neighbour's Ethernet address.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn forget_neighbour(&self, address: Ipv4Addr) -> io::Result<()> {
-        let mut request = ArpRequest {
-            protocol: SocketAddress::ipv4(address),
-            hardware: SocketAddress::NONE,
-            flags: 0,
-            netmask: SocketAddress::NONE,
-            device: self.name,
-        };
-        ioctl(&self.socket, SIOCDARP, &raw mut request)
-    }
 }
 
 const _: () = assert!(size_of::<InterfaceRequest>() == 40);
 const _: () = assert!(size_of::<RouteRequest>() == 120);
-const _: () = assert!(size_of::<ArpRequest>() == 68);

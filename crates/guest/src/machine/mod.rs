@@ -43,7 +43,6 @@ pub struct Machine {
     pub host: HostLink,
     prewarming: prewarm::Prewarming,
     generator: identity::Generator,
-    neighbours: network::Neighbours,
     /// Its network interface, where it was there at boot already.
     interface: Option<String>,
     person: Mutex<Person>,
@@ -85,7 +84,6 @@ impl Machine {
             host: HostLink::default(),
             prewarming: prewarm::Prewarming::default(),
             generator: identity::Generator::open()?,
-            neighbours: network::Neighbours::open()?,
             interface: network::prepare().ok(),
             person: Mutex::default(),
             drives: Mutex::default(),
@@ -159,7 +157,6 @@ impl Machine {
             network::apply(self.interface.as_deref(), &new, person.identity.as_ref())?;
             person.identity = Some(new);
         }
-        self.neighbours.forget()?;
         self.prewarming.signal_remains()?;
         Ok(GuestReply::Personalized { generation, seed_credited: true, identity_applied })
     }

@@ -1,8 +1,6 @@
 //! The machine's one network interface.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _};
-use std::net::Ipv4Addr;
+use std::fs;
 use std::path::Path;
 
 use mvm_protocol::control::Identity;
@@ -50,63 +48,18 @@ pub(super) fn apply(prepared: Option<&str>, new: &Identity, old: Option<&Identit
     interface.add_default_route(new.gateway).doing("setting the default route")
 }
 
-/// No IPv6, and nobody is believed who says that there is a better way.
+/// No IPv6, and nobody is believed who says that there is a better way. Neighbours are kept while the link is down, as it is
+/// when the machine sleeps: an address of a tenant's network always has the same Ethernet address.
 fn quiet(name: &str) {
     let settings = [
         (format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1"),
         (format!("/proc/sys/net/ipv4/conf/{name}/accept_redirects"), "0"),
         ("/proc/sys/net/ipv4/conf/all/accept_redirects".to_owned(), "0"),
+        (format!("/proc/sys/net/ipv4/conf/{name}/arp_evict_nocarrier"), "0"),
     ];
     for (path, value) in settings.iter().filter(|(path, _)| Path::new(path).exists()) {
         if let Err(error) = fs::write(path, value) {
             say(format_args!("writing {path}: {error}"));
         }
-    }
-}
-
-/// The kernel's table of neighbours. Kept open: a wake looks up no path.
-#[derive(Debug)]
-pub(super) struct Neighbours(File);
-
-impl Neighbours {
-    pub(super) fn open() -> Result<Self> {
-        File::open("/proc/net/arp").map(Self).doing("opening the neighbours")
-    }
-
-    /// Forgets whose Ethernet address is which: after a sleep the neighbours may be others.
-    pub(super) fn forget(&self) -> Result<()> {
-        let mut table = String::new();
-        let read = (&self.0).rewind().and_then(|()| (&self.0).read_to_string(&mut table));
-        read.doing("reading the neighbours")?;
-        for (address, device) in neighbours(&table) {
-            let forgotten = Interface::new(device).and_then(|interface| interface.forget_neighbour(address));
-            if let Err(error) = forgotten {
-                // It may have gone by itself.
-                say(format_args!("forgetting neighbour {address}: {error}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Address and device of each line of /proc/net/arp.
-fn neighbours(table: &str) -> impl Iterator<Item = (Ipv4Addr, &str)> {
-    table.lines().skip(1).filter_map(|line| {
-        let mut columns = line.split_ascii_whitespace();
-        Some((columns.next()?.parse().ok()?, columns.last()?))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_are_read_as_the_kernel_writes_them() {
-        let table = "IP address       HW type     Flags       HW address            Mask     Device\n\
-                     10.240.0.1       0x1         0x2         02:00:00:00:00:01     *        eth0\n";
-        let found: Vec<_> = neighbours(table).collect();
-        assert_eq!(found, [(Ipv4Addr::new(10, 240, 0, 1), "eth0")]);
-        assert_eq!(neighbours("").count(), 0);
     }
 }
