@@ -16,11 +16,13 @@ pub(super) fn compress(by: SnapshotCompression, block: &[u8]) -> io::Result<Cow<
 }
 
 /// The content of a block that has so many bytes.
-pub(super) fn decompress(by: SnapshotCompression, stored: Vec<u8>, length: usize) -> io::Result<Vec<u8>> {
+pub(super) fn decompress(by: SnapshotCompression, stored: &[u8], length: usize) -> io::Result<Cow<'_, [u8]>> {
     let block = match by {
-        SnapshotCompression::None => stored,
-        SnapshotCompression::Lz4 => lz4_flex::block::decompress(&stored, length).map_err(io::Error::other)?,
-        SnapshotCompression::Zstd => zstd::bulk::decompress(&stored, length)?,
+        SnapshotCompression::None => Cow::Borrowed(stored),
+        SnapshotCompression::Lz4 => {
+            Cow::Owned(lz4_flex::block::decompress(stored, length).map_err(io::Error::other)?)
+        }
+        SnapshotCompression::Zstd => Cow::Owned(zstd::bulk::decompress(stored, length)?),
     };
     if block.len() == length { Ok(block) } else { Err(io::ErrorKind::InvalidData.into()) }
 }

@@ -13,6 +13,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::JoinHandle;
 
 use mvm_model::SnapshotCompression;
 use serde::{Deserialize, Serialize};
@@ -34,6 +37,8 @@ const PAIR: u64 = 16;
 const ZEROS: u64 = 1 << 63;
 /// Pages are read and written in portions of at most so many bytes.
 pub(super) const CHUNK: usize = 1 << 20;
+/// So many portions may have been read and not be summed up yet.
+const AHEAD: usize = 4;
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -179,7 +184,9 @@ pub(super) fn read(
     let mut left = layout.kept.iter().map(|run| run.count).sum::<u64>() * PAGE;
     while left > 0 {
         let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-        let block = input.block(layout.compression, length, layout.blocks_end)?;
+        let stored = input.block(layout.blocks_end)?;
+        let block = decompress(layout.compression, &stored, length)
+            .map_err(|error| damaged(MEMORY, error.to_string()))?;
         left -= length as u64;
         take(&cut(&block, &mut run, &mut runs)).doing(|| "put pages into the new VMM".into())?;
     }
@@ -191,7 +198,7 @@ pub(super) fn read(
         take(&[(first, &zeros[..count * PAGE_BYTES])]).doing(|| "put zeros into the new VMM".into())?;
     }
     input.skip(expected.bytes - layout.blocks_end)?;
-    if input.hasher.finalize().to_hex().as_str() != expected.blake3 {
+    if input.checksum()?.to_hex().as_str() != expected.blake3 {
         return Err(damaged(MEMORY, "wrong checksum").into());
     }
     Ok(())
@@ -217,52 +224,67 @@ fn cut<'a>(
     pieces
 }
 
+/// A file that is read from front to end. What was read is summed up on a thread of its own, so that one core checks it
+/// while the other puts it where it belongs.
 struct Input {
     file: File,
-    hasher: blake3::Hasher,
     at: u64,
+    read: SyncSender<Arc<Vec<u8>>>,
+    sum: JoinHandle<blake3::Hash>,
 }
 
 impl Input {
     fn open(path: &Path) -> Result<Self, Refusal> {
         let file = File::open(path).map_err(unreadable(MEMORY))?;
-        Ok(Self { file, hasher: blake3::Hasher::new(), at: 0 })
+        let (read, pieces) = mpsc::sync_channel::<Arc<Vec<u8>>>(AHEAD);
+        let sum = std::thread::spawn(move || {
+            let mut hasher = blake3::Hasher::new();
+            for piece in pieces {
+                hasher.update(&piece);
+            }
+            hasher.finalize()
+        });
+        Ok(Self { file, at: 0, read, sum })
     }
 
-    fn hashed(&mut self, buffer: &mut [u8]) -> Result<(), Refusal> {
-        self.file.read_exact(buffer).map_err(unreadable(MEMORY))?;
-        self.hasher.update(buffer);
-        self.at += buffer.len() as u64;
-        Ok(())
+    fn read(&mut self, bytes: usize) -> Result<Arc<Vec<u8>>, Refusal> {
+        let mut piece = vec![0; bytes];
+        self.file.read_exact(&mut piece).map_err(unreadable(MEMORY))?;
+        self.at += bytes as u64;
+        let piece = Arc::new(piece);
+        self.read.send(Arc::clone(&piece)).map_err(|_| broke_off())?;
+        Ok(piece)
     }
 
     fn skip(&mut self, mut bytes: u64) -> Result<(), Refusal> {
-        let mut buffer = vec![0; CHUNK.min(usize::try_from(bytes).unwrap_or(CHUNK))];
         while bytes > 0 {
-            let now = buffer.len().min(usize::try_from(bytes).unwrap_or(CHUNK));
-            self.hashed(&mut buffer[..now])?;
+            let now = CHUNK.min(usize::try_from(bytes).unwrap_or(CHUNK));
+            self.read(now)?;
             bytes -= now as u64;
         }
         Ok(())
     }
 
-    /// The next block, which has so many bytes when it is not compressed.
-    fn block(
-        &mut self,
-        compression: SnapshotCompression,
-        length: usize,
-        end: u64,
-    ) -> Result<Vec<u8>, Refusal> {
-        let mut stored_length = [0; 4];
-        self.hashed(&mut stored_length)?;
-        let stored_length = u32::from_le_bytes(stored_length);
-        if u64::from(stored_length) > end.saturating_sub(self.at) {
+    /// The next block, as it is stored.
+    fn block(&mut self, end: u64) -> Result<Arc<Vec<u8>>, Refusal> {
+        let mut length = [0; 4];
+        length.copy_from_slice(&self.read(4)?);
+        let length = u32::from_le_bytes(length);
+        if u64::from(length) > end.saturating_sub(self.at) {
             return Err(damaged(MEMORY, "a block reaches over the end of the blocks"));
         }
-        let mut stored = vec![0; stored_length as usize];
-        self.hashed(&mut stored)?;
-        decompress(compression, stored, length).map_err(|error| damaged(MEMORY, error.to_string()))
+        self.read(length as usize)
     }
+
+    /// Of all that was read.
+    fn checksum(self) -> Result<blake3::Hash, Refusal> {
+        drop(self.read);
+        self.sum.join().map_err(|_| broke_off())
+    }
+}
+
+fn broke_off() -> Refusal {
+    damaged(MEMORY, "its check broke off")
 }
 
 /// What a memory file has where.
