@@ -1,5 +1,6 @@
 //! A snapshot that does not fit, or of which a bit is another, is refused by the rule that it breaks.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use mvm_harness::{Lab, Value};
@@ -123,17 +124,19 @@ fn a_damaged_own_image_ends_its_machine_or_is_refused_before_and_never_used_agai
     assert_ne!(how(&lab, POOL), "wake");
 }
 
-/// Flips a bit in the last piece that has content.
+/// Flips a bit in the last piece that has content, as a disk does it that rots: the file does not say when it was.
 fn flip_last(path: &Path) {
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let written = file.metadata().unwrap().modified().unwrap();
     let mut piece = vec![0; 64 << 10];
     let pieces = file.metadata().unwrap().size() / piece.len() as u64;
     for index in (0..pieces).rev() {
         let at = index * piece.len() as u64;
         file.read_exact_at(&mut piece, at).unwrap();
         if piece.iter().any(|byte| *byte != 0) {
-            return file.write_all_at(&[piece[0] ^ 1], at).unwrap();
+            file.write_all_at(&[piece[0] ^ 1], at).unwrap();
+            return file.set_modified(written).unwrap();
         }
     }
     panic!("{} is empty", path.display());
@@ -156,6 +159,11 @@ fn a_snapshot_of_another_disk_epoch_revision_or_base_is_refused() {
         std::fs::copy(&disk, &copy).unwrap();
         std::fs::rename(&copy, &disk).unwrap();
     };
+    // The same inode, and an earlier content for all that one can tell.
+    let write_in_place = |_: &Lab| {
+        let content = std::fs::read(&disk).unwrap();
+        std::fs::File::options().write(true).open(&disk).unwrap().write_all_at(&content, 0).unwrap();
+    };
     let raise_epoch = |lab: &Lab| change_row(lab, "disk_epoch = disk_epoch + 1");
     // What the pool has by then, and the machine did not fall asleep with.
     let other_base = |lab: &Lab| {
@@ -165,13 +173,14 @@ fn a_snapshot_of_another_disk_epoch_revision_or_base_is_refused() {
     let other_revision = |lab: &Lab| {
         change_row(lab, "launched = json_set(launched, '$.revision', (SELECT revision FROM pools))");
     };
-    let deeds: [RowDeed<'_>; 4] = [
+    let deeds: [RowDeed<'_>; 5] = [
         (
             "an epoch in which the disk may have been written",
             &raise_epoch,
             "(S3): its data disk is in write epoch",
         ),
         ("a copy of the disk", &copy_disk, "(S3): its data disk is not the file it was"),
+        ("a disk written in place", &write_in_place, "(S3): its data disk is not the file it was"),
         ("another revision", &other_revision, "(S4): it was made with revision"),
         ("another base", &other_base, "(S7): its pages lie over"),
     ];

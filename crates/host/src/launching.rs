@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mvm_model::InstanceId;
 use mvm_network::{PortSpec, TenantNetwork};
 use mvm_vmm::{
-    BaseExpected, BlockDevice, DiskIdentity, Expected, MachineSpec, MemoryBase, Restore, Shape, Snapshot,
+    BaseExpected, BlockDevice, Expected, FileIdentity, MachineSpec, MemoryBase, Restore, Shape, Snapshot,
     SnapshotMemory,
 };
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ impl Inner {
                 self.open_base(&expected).map(Some)
             }
             LaunchKind::Restore { snapshot, disk_epoch } => {
-                let disk = std::fs::File::open(&spec.data).and_then(|file| DiskIdentity::of(&file));
+                let disk = std::fs::File::open(&spec.data).and_then(|file| FileIdentity::of(&file));
                 let expected = Expected {
                     digest: snapshot.digest.clone(),
                     memory: snapshot.memory.clone(),

@@ -55,6 +55,6 @@ pub use qemu::{Detection, QemuEngine, recorded_process};
 pub use qmp::QmpError;
 pub use shape::{Device, EngineVersion, Misfit, Shape};
 pub use snapshot::{
-    Base, BaseExpected, BaseFacts, BaseInfo, Cipher, DiskIdentity, Expected, Refusal, RefusalReason, Restore,
+    Base, BaseExpected, BaseFacts, BaseInfo, Cipher, Expected, FileIdentity, Refusal, RefusalReason, Restore,
     Rule, Snapshot, SnapshotFacts, SnapshotInfo, SnapshotMemory, SnapshotOptions, remove as remove_kept,
 };

@@ -25,7 +25,7 @@ use crate::process::{ProcessIdentity, kill, wait_for_exit};
 use crate::qmp::{Event, PATIENCE, Qmp, QmpError};
 use crate::shape::Shape;
 use crate::snapshot::{
-    self, BaseFacts, BaseInfo, DiskIdentity, Paused, Restore, SnapshotFacts, SnapshotInfo, SnapshotOptions,
+    self, BaseFacts, BaseInfo, FileIdentity, Paused, Restore, SnapshotFacts, SnapshotInfo, SnapshotOptions,
 };
 
 /// How long the control socket may take to be seen connected; it was connected before.
@@ -294,7 +294,7 @@ impl Machine for QemuMachine {
         options: &SnapshotOptions,
     ) -> Result<SnapshotInfo> {
         let (device, memory) = self.stand_still().await?;
-        let disk = DiskIdentity::of(&self.data).doing(|| "examine the data disk".into())?;
+        let disk = FileIdentity::of(&self.data).doing(|| "examine the data disk".into())?;
         let (folder, shape, base) = (folder.to_owned(), self.shape.clone(), self.base.clone());
         let options = options.clone();
         blocking(move || {

@@ -5,7 +5,7 @@
 //!
 //! | rule | what is checked |
 //! |---|---|
-//! | S3 | the data disk is the same file, in the same write epoch |
+//! | S3 | the data disk is the same file, unchanged, in the same write epoch |
 //! | S4 | the shape and the revision are exactly those it was made with |
 //! | S7 | its pages lie over the base that they were compared with |
 //! | S8 | every part is whole, and is the one that the commit of the sleep named |
@@ -15,13 +15,13 @@
 
 mod base;
 mod compression;
+mod file_identity;
 mod folder;
 mod pages;
 mod refusal;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use mvm_model::SnapshotCompression;
@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use base::write as write_base;
 pub use base::{Base, BaseExpected, BaseFacts, BaseInfo};
+pub use file_identity::FileIdentity;
 pub use folder::remove;
 pub(crate) use folder::sync_folder;
 pub use refusal::{Refusal, RefusalReason, Rule};
@@ -75,28 +76,6 @@ pub struct SnapshotFacts {
     pub recorded_at_ms: u64,
 }
 
-/// Which file a data disk is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskIdentity {
-    /// The device the file is on.
-    pub device: u64,
-    /// Its inode there.
-    pub inode: u64,
-    /// Its size.
-    pub bytes: u64,
-}
-
-impl DiskIdentity {
-    /// Of an open file.
-    ///
-    /// # Errors
-    /// If it cannot be examined.
-    pub fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        Ok(Self { device: found.dev(), inode: found.ino(), bytes: found.len() })
-    }
-}
-
 /// One file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Part {
@@ -118,7 +97,7 @@ struct Metadata {
     key_id: Option<String>,
     facts: SnapshotFacts,
     shape: Shape,
-    disk: DiskIdentity,
+    disk: FileIdentity,
     device: Part,
     memory: MemoryPart,
 }
@@ -130,7 +109,7 @@ enum MemoryPart {
     /// Pages over a base, by its id, or over zeros.
     Delta { base: Option<String>, pages: Part },
     /// The instance's own image: which file it is, and the checksums of its pieces.
-    Own { image: DiskIdentity, checksums: Part },
+    Own { image: FileIdentity, checksums: Part },
 }
 
 impl MemoryPart {
@@ -213,7 +192,7 @@ pub struct Expected {
     /// The data disk's write epoch as it was before this launch raised it.
     pub disk_epoch: u64,
     /// The data disk.
-    pub disk: DiskIdentity,
+    pub disk: FileIdentity,
 }
 
 /// A snapshot that may be resumed as far as everything but its memory's content goes.
@@ -385,7 +364,7 @@ fn check(metadata: &Metadata, expected: &Expected) -> Result<(), Refusal> {
         let (recorded, present) = (facts.disk_epoch, expected.disk_epoch);
         return Err(RefusalReason::OtherEpoch { recorded, present }.into());
     }
-    if metadata.disk != expected.disk {
+    if !metadata.disk.is(&expected.disk) {
         return Err(RefusalReason::OtherDisk { recorded: metadata.disk, present: expected.disk }.into());
     }
     if facts.revision != expected.revision {
@@ -401,10 +380,10 @@ fn check(metadata: &Metadata, expected: &Expected) -> Result<(), Refusal> {
 }
 
 /// An own image is checked by size, identity and the record of the sleep; its content is, piece by piece, once it is mapped.
-fn check_own(own: &Path, recorded: DiskIdentity, checksums: &Part) -> Result<(), Refusal> {
-    let image = File::open(own.join(crate::flat::MEMORY)).and_then(|file| DiskIdentity::of(&file));
+fn check_own(own: &Path, recorded: FileIdentity, checksums: &Part) -> Result<(), Refusal> {
+    let image = File::open(own.join(crate::flat::MEMORY)).and_then(|file| FileIdentity::of(&file));
     let present = image.map_err(unreadable(OWN))?;
-    if present != recorded {
+    if !recorded.is(&present) {
         return Err(damaged(OWN, format!("it is not the file it was: {recorded:?} then, {present:?} now")));
     }
     let found = fs::read(own.join(crate::flat::CHECKSUMS)).map_err(unreadable(OWN))?;
@@ -417,7 +396,7 @@ pub(crate) struct Paused<'a> {
     pub(crate) base: &'a MemoryBase,
     pub(crate) device: &'a [u8],
     pub(crate) shape: Shape,
-    pub(crate) disk: DiskIdentity,
+    pub(crate) disk: FileIdentity,
 }
 
 /// Writes a snapshot of a paused machine to `folder`, which appears whole or not at all.
@@ -486,7 +465,7 @@ fn finish_own(mut flat: Flat, folder: &Path, memory: &GuestMemory, runs: &[Run])
     let checksums = flat.finish(0o600)?;
     sync_folder(folder)?;
     let file = File::open(folder.join(crate::flat::MEMORY)).doing(|| format!("open {}", folder.display()))?;
-    let image = DiskIdentity::of(&file).doing(|| format!("examine {}", folder.display()))?;
+    let image = FileIdentity::of(&file).doing(|| format!("examine {}", folder.display()))?;
     let content = checksums.content_bytes();
     Ok((MemoryPart::Own { image, checksums: Part::of(checksums.bytes()) }, content, content))
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::DiskIdentity;
+use super::FileIdentity;
 use crate::shape::Misfit;
 
 /// The rule by which a snapshot is refused.
@@ -44,9 +44,9 @@ pub enum RefusalReason {
     #[error("its data disk is not the file it was: {recorded:?} then, {present:?} now")]
     OtherDisk {
         /// At the sleep.
-        recorded: DiskIdentity,
+        recorded: FileIdentity,
         /// Now.
-        present: DiskIdentity,
+        present: FileIdentity,
     },
     /// The virtual hardware or its engine changed.
     #[error(transparent)]

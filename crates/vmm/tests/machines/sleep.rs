@@ -101,10 +101,12 @@ async fn a_snapshot_that_does_not_fit_is_refused() {
     let (machine, _guest) = world.boot().await;
     let info = world.sleep(&*machine).await;
     type Change = fn(&mut Expected);
-    let changes: [(Rule, Change); 10] = [
+    let changes: [(Rule, Change); 12] = [
         (Rule::S3, |expected| expected.disk_epoch += 1),
         (Rule::S3, |expected| expected.disk.inode += 1),
         (Rule::S3, |expected| expected.disk.bytes += 512),
+        (Rule::S3, |expected| expected.disk.born_ns = Some(0)),
+        (Rule::S3, |expected| expected.disk.written_ns = Some(0)),
         (Rule::S4, |expected| expected.revision = "r2".into()),
         (Rule::S4, |expected| expected.shape.vcpus = 2),
         (Rule::S4, |expected| expected.shape.engine.sha256 = "0".repeat(64)),

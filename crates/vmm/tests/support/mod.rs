@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mvm_model::SnapshotCompression;
 use mvm_vmm::{
-    AccelProbe, Detection, DiskIdentity, Engine, Expected, Launcher, Machine, MachineSpec, MemoryBase,
+    AccelProbe, Detection, Engine, Expected, FileIdentity, Launcher, Machine, MachineSpec, MemoryBase,
     ProcessIdentity, QemuEngine, Refusal, Snapshot, SnapshotFacts, SnapshotInfo, SnapshotOptions, Start,
     kill_process,
 };
@@ -147,7 +147,7 @@ impl World {
             revision: facts.revision,
             shape: self.engine.shape(&self.spec).unwrap(),
             disk_epoch: facts.disk_epoch,
-            disk: DiskIdentity::of(&data).unwrap(),
+            disk: FileIdentity::of(&data).unwrap(),
         }
     }
 
