@@ -43,6 +43,9 @@ pub enum HostError {
          they start cold (Linux 6.6 and newer does not)"
     )]
     BasesUnprotected,
+    /// A VMM that was started ahead hangs.
+    #[error("it does not answer")]
+    SilentSpare,
     /// As many VMMs without an instance as there can be.
     #[error("no more VMMs can be started ahead: all their numbers are taken")]
     NoNumbers,

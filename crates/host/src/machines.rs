@@ -25,6 +25,9 @@ const OWN_IMAGE_FROM: u64 = 64 << 20;
 /// Within so long after a VMM did not answer its end is seen, if that was why.
 const END_SEEN: Duration = Duration::from_millis(500);
 
+/// How long a spare may take for its last step; it takes milliseconds, and whoever starts or wakes does not wait for one that hangs.
+const SPARE_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Number of the signal that nothing can refuse.
 const SIGKILL: i32 = 9;
 
@@ -198,8 +201,9 @@ impl Host {
             let (shape, target) = (own.shape.clone(), own.spec.clone());
             let naming =
                 self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, tap, l.port.offset));
-            let (named, machine) = tokio::join!(naming, machine.assign(&target, shape));
-            named.and(Ok(machine?))
+            let assigning = tokio::time::timeout(SPARE_PATIENCE, machine.assign(&target, shape));
+            let (named, machine) = tokio::join!(naming, assigning);
+            named.and(Ok(machine.map_err(|_| HostError::SilentSpare)??))
         };
         match assigned.await {
             Ok(machine) => {

@@ -371,6 +371,12 @@ pub fn kill(pid: u32) {
     cleanup::kill(pid);
 }
 
+/// Has a process that belongs to a lab stand still, so that it lives and does not answer.
+pub fn freeze(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+}
+
 /// The checkout's root.
 pub fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
