@@ -268,9 +268,15 @@ impl Task {
     }
 
     /// The VMM is gone without anyone having asked for it.
-    pub(super) async fn lost(&mut self, reason: String) {
+    pub(super) async fn lost(&mut self, what: String) {
         self.session = None;
         self.admission = None;
+        // What failed in an act meanwhile says only that the VMM is gone.
+        let found = self.agent.hands.why_ended(self.row.id).await.ok().flatten();
+        let reason = match found {
+            Some(found) if !what.contains(&found) => format!("{found}; {what}"),
+            _ => what,
+        };
         self.agent.discard_vmm(&self.row).await;
         self.forget_memory().await;
         self.row.process = None;
