@@ -5,5 +5,8 @@
 #[path = "daily/events.rs"]
 mod events;
 
+#[path = "daily/reboot.rs"]
+mod reboot;
+
 #[path = "daily/shell.rs"]
 mod shell;

@@ -116,7 +116,7 @@ pub(crate) fn namespaces() -> Vec<String> {
 }
 
 /// A VMM that was killed just now counts in its cgroups until PID 1 has looked at it.
-fn remove_cgroups(tag: &str) {
+pub(crate) fn remove_cgroups(tag: &str) {
     let begun = Instant::now();
     loop {
         let left = cgroups(tag);

@@ -14,6 +14,7 @@ mod http;
 #[path = "../../../crates/node/src/kill_point/table.rs"]
 mod kill_point;
 mod namespace;
+mod reboot;
 mod search;
 mod terminal;
 
@@ -43,6 +44,9 @@ pub struct Lab {
     mvm: PathBuf,
     namespace: Namespace,
     agent: Option<Child>,
+    /// After a reboot, the boot that the agent is in.
+    boot: Option<reboot::Boot>,
+    boots: u32,
 }
 
 impl Lab {
@@ -70,7 +74,7 @@ impl Lab {
         }
         let namespace = Namespace::new(&cleanup::name_of(&folder));
         namespace.run("ip", &["link", "set", "lo", "up"]);
-        Self { folder, run, mvm, namespace, agent: None }
+        Self { folder, run, mvm, namespace, agent: None, boot: None, boots: 0 }
     }
 
     /// A lab whose data folder is a file system of its own, of so many MiB; its agent is not started yet.
@@ -105,7 +109,8 @@ impl Lab {
     }
 
     pub(crate) fn command(&self) -> Command {
-        let mut command = self.namespace.command(&self.mvm);
+        let boot = self.boot.as_ref().map(reboot::Boot::flag);
+        let mut command = self.namespace.command_with(boot.as_deref(), &self.mvm);
         command
             .env("MVM_DATA_DIR", self.data_dir())
             .env("MVM_RUN_DIR", self.run_dir())

@@ -46,9 +46,19 @@ impl Namespace {
     /// A program that is to run in it. Not by `ip netns exec`: that gives a mount namespace too, and what the agent
     /// mounts there would go with it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.command_with(None, program)
+    }
+
+    /// The same, in one more namespace, as `nsenter` takes it.
+    pub(crate) fn command_with(&self, other: Option<&str>, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command.arg(format!("--net={}", self.path().display())).args(other).arg("--").arg(program);
         command
+    }
+
+    /// Becomes another of the same name. The earlier one is gone already.
+    pub(crate) fn replace(&mut self, other: Namespace) {
+        std::mem::forget(std::mem::replace(self, other));
     }
 
     /// Runs a program in it that must succeed; what it printed.
