@@ -8,5 +8,8 @@ mod events;
 #[path = "daily/reboot.rs"]
 mod reboot;
 
+#[path = "daily/service.rs"]
+mod service;
+
 #[path = "daily/shell.rs"]
 mod shell;

@@ -18,6 +18,7 @@
 //! | [`usage`] | what machines and the node take |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`seal`] | secrets at rest |
+//! | `systemd` | a socket opened ahead, and word of how the agent is |
 //! | [`kill_point`] | where tests have the agent die |
 //! | [`api`] | HTTP over the agent's Unix socket |
 
@@ -41,6 +42,7 @@ pub mod store;
 pub mod usage;
 
 mod serve;
+mod systemd;
 
 pub use agent::Config;
 pub use serve::{ServeError, serve};

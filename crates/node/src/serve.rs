@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 use crate::agent::{Agent, Config};
 use crate::seal::{Key, SealError};
 use crate::store::{self, Store, StoreError, TenantRow};
-use crate::{api, bases, destroy, spares};
+use crate::{api, bases, destroy, spares, systemd};
 
 /// Why an agent did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let (hands, mut happened) = Host::open(host).await?;
     let boot_id = mvm_host::boot_id()?;
     let agent = Arc::new(Agent::new(config, store, hands, boot_id, node_key));
-    let listener = listen(&agent.config.socket)?;
+    let (listener, is_ours) = match systemd::opened_ahead(&agent.config.socket) {
+        Some(listener) => (take_over(listener, &agent.config.socket)?, false),
+        None => (listen(&agent.config.socket)?, true),
+    };
     recover(&agent).await?;
     let telling = {
         let agent = Arc::clone(&agent);
@@ -75,16 +78,21 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     tokio::spawn(look_after_bases(Arc::clone(&agent)));
     let stop = agent.stopping.clone();
     tokio::spawn(stop_on_signal(stop.clone()));
+    tokio::spawn(systemd::keep_watched(Arc::clone(&agent)));
     tracing::info!(socket = %agent.config.socket.display(), "serving");
+    systemd::ready();
     let served = api::serve(Arc::clone(&agent), listener, stop).await;
+    systemd::stopping();
     telling.abort();
     tending.abort();
     // VMMs that are no instance's: nobody would use them. What cannot be ended, the next agent ends.
     if let Err(error) = agent.hands.close().await {
         tracing::warn!(%error, "a machine that was started ahead stays");
     }
-    // The next agent makes its own; a socket left behind would look like one that hangs.
-    let _ = std::fs::remove_file(&agent.config.socket);
+    if is_ours {
+        // The next agent makes its own; a socket left behind would look like one that hangs.
+        let _ = std::fs::remove_file(&agent.config.socket);
+    }
     served.map_err(|source| ServeError::Path { path: agent.config.socket.clone(), source })
 }
 
@@ -142,6 +150,12 @@ fn listen(socket: &Path) -> Result<UnixListener, ServeError> {
         std::os::unix::fs::chown(socket, None, Some(group)).map_err(wrong)?;
     }
     Ok(listener)
+}
+
+/// A socket that was opened for the agent, with the rights that whoever opened it gave it.
+fn take_over(listener: std::os::unix::net::UnixListener, socket: &Path) -> Result<UnixListener, ServeError> {
+    let taken = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    taken.map_err(|source| ServeError::Path { path: socket.to_owned(), source })
 }
 
 /// Compares what was written with what is there: tenants' networks and ports, then every machine, gateways first.

@@ -36,8 +36,7 @@ pub fn stop_in(lab: &Lab, point: &str, command: &[&str], meanwhile: impl FnOnce(
         stat.rsplit_once(") ").unwrap().1.starts_with('T')
     });
     meanwhile();
-    let agent = rustix::process::Pid::from_raw(i32::try_from(agent).unwrap()).unwrap();
-    rustix::process::kill_process(agent, rustix::process::Signal::CONT).unwrap();
+    crate::thaw(agent);
     asked.wait_with_output().unwrap().status.success()
 }
 

@@ -111,12 +111,23 @@ impl Lab {
     pub(crate) fn command(&self) -> Command {
         let boot = self.boot.as_ref().map(reboot::Boot::flag);
         let mut command = self.namespace.command_with(boot.as_deref(), &self.mvm);
+        command.envs(self.environment());
         command
-            .env("MVM_DATA_DIR", self.data_dir())
-            .env("MVM_RUN_DIR", self.run_dir())
-            .env("MVM_HOST", format!("unix:{}", self.run_dir().join("agent.sock").display()))
-            .env("MVM_PACKAGE_CACHE", build::cache());
-        command
+    }
+
+    fn environment(&self) -> [(&'static str, String); 4] {
+        let text = |path: PathBuf| path.display().to_string();
+        [
+            ("MVM_DATA_DIR", text(self.data_dir())),
+            ("MVM_RUN_DIR", text(self.run_dir())),
+            ("MVM_HOST", format!("unix:{}", text(self.socket()))),
+            ("MVM_PACKAGE_CACHE", text(build::cache())),
+        ]
+    }
+
+    /// The agent's address.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("agent.sock")
     }
 
     /// Starts the agent and waits until it answers.
@@ -132,11 +143,23 @@ impl Lab {
 
     /// Starts the agent, which may end before it ever answers.
     pub fn spawn_agent_with(&mut self, environment: &[(&str, &str)]) {
+        let mut command = self.command();
+        command.args(["agent", "serve"]).envs(environment.iter().copied());
+        self.spawn(command);
+    }
+
+    /// Has another program start the agent, when it thinks it should: by this command line, which ends where the agent's begins.
+    pub fn leave_agent_to(&mut self, starter: &[&str]) {
+        let (program, arguments) = starter.split_first().expect("a program");
+        let mut command = self.namespace.command(program);
+        command.args(arguments).arg(&self.mvm).args(["agent", "serve"]).envs(self.environment());
+        self.spawn(command);
+    }
+
+    fn spawn(&mut self, mut command: Command) {
         assert!(self.agent.is_none(), "the lab's agent runs already");
         std::fs::create_dir_all(self.run_dir()).unwrap();
         let log = File::options().append(true).create(true).open(self.log()).unwrap();
-        let mut command = self.command();
-        command.args(["agent", "serve"]).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.agent = Some(command.spawn().expect("the agent starts"));
     }
@@ -378,8 +401,17 @@ pub fn kill(pid: u32) {
 
 /// Has a process that belongs to a lab stand still, so that it lives and does not answer.
 pub fn freeze(pid: u32) {
+    signal(pid, rustix::process::Signal::STOP);
+}
+
+/// Lets it go on.
+pub fn thaw(pid: u32) {
+    signal(pid, rustix::process::Signal::CONT);
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
 }
 
 /// The checkout's root.
