@@ -13,3 +13,6 @@ mod service;
 
 #[path = "daily/shell.rs"]
 mod shell;
+
+#[path = "daily/upgrade.rs"]
+mod upgrade;

@@ -14,6 +14,7 @@ mod http;
 #[path = "../../../crates/node/src/kill_point/table.rs"]
 mod kill_point;
 mod namespace;
+mod previous;
 mod reboot;
 mod search;
 mod terminal;
@@ -29,6 +30,7 @@ pub use echo::{Echo, echo, echo_image, now};
 pub use http::{Connection, Response};
 pub use kill_point::KillPoint;
 pub use namespace::Namespace;
+pub use previous::previous_mvm;
 pub use search::{NOWHERE, forms, fresh, holders};
 pub use serde_json::{Value, json};
 pub use terminal::Terminal;
@@ -86,6 +88,11 @@ impl Lab {
         namespace::run("mkfs.ext4", &["-q", "-m", "0", &path(&disk)]);
         namespace::run("mount", &["-o", "loop", &path(&disk), &path(&lab.data_dir())]);
         lab
+    }
+
+    /// Uses another `mvm` from now on; gives the one that was used.
+    pub fn use_mvm(&mut self, mvm: PathBuf) -> PathBuf {
+        std::mem::replace(&mut self.mvm, mvm)
     }
 
     /// Where the agent's lasting state is.
