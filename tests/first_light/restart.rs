@@ -26,6 +26,8 @@ const fn act(point: KillPoint) -> &'static str {
         | DestroyFilesRemoved
         | DestroyMachinesGone
         | DestroyNetworkRemoved => "destroy",
+        // tests/daily
+        PoolDestroyMarked | PoolDestroyMachinesGone => "pool-destroy",
     }
 }
 

@@ -241,6 +241,14 @@ impl Host {
         self.blocking(move |inner| Ok(inner.images.build(&source, &progress)?.id.to_string())).await
     }
 
+    /// The revision that a build of an image would give, if everything for it is there.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the image.
+    pub async fn built_image(&self, source: ImageSource) -> Result<Option<String>, HostError> {
+        self.blocking(move |inner| Ok(inner.images.built(&source)?.map(|id| id.to_string()))).await
+    }
+
     /// Connects to a machine from inside its tenant's namespace.
     ///
     /// # Errors

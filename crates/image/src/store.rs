@@ -74,6 +74,10 @@ impl Metadata {
     fn parts(&self) -> [Part; 3] {
         [self.kernel, self.initrd, self.rootfs]
     }
+
+    fn id(&self) -> Result<RevisionId> {
+        Digest::of_json(self).map(RevisionId).map_err(|e| malformed("the revision", e))
+    }
 }
 
 /// Revisions on disk, and the packages and parts that they are made from.
@@ -116,16 +120,24 @@ impl ImageStore {
         let plan = Plan::load(source)?;
         let (kernel, initrd) = self.boot_parts(&plan, progress)?;
         let rootfs = self.rootfs(&plan, progress)?;
-        let metadata = Metadata {
-            version: 1,
-            image: plan.image.clone(),
-            kernel_release: kernel_release(&plan.kernel),
-            kernel,
-            initrd,
-            rootfs,
-            services: plan.root.services,
+        self.install(metadata(plan, kernel, initrd, rootfs))
+    }
+
+    /// The revision that a build would give, if everything for it is there. Changes nothing.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the recipe or its lock.
+    pub fn built(&self, source: &ImageSource) -> Result<Option<RevisionId>> {
+        let plan = Plan::load(source)?;
+        let keys = [
+            key("kernel", BOOT_FORMAT, &plan.kernel.sha256)?,
+            key("initrd", BOOT_FORMAT, &(plan.kernel.sha256, guest::digest()))?,
+            key("rootfs", rootfs::FORMAT, &plan.root)?,
+        ];
+        let [Some(kernel), Some(initrd), Some(rootfs)] = keys.map(|key| self.cache.find(&key)) else {
+            return Ok(None);
         };
-        self.install(metadata)
+        Ok(Some(metadata(plan, kernel, initrd, rootfs).id()?))
     }
 
     /// A revision that was built.
@@ -253,8 +265,7 @@ impl ImageStore {
 
     /// Brings a revision's files into the store.
     fn install(&self, metadata: Metadata) -> Result<Revision> {
-        let digest = Digest::of_json(&metadata).map_err(|e| malformed("the revision", e))?;
-        let id = RevisionId(digest);
+        let id = metadata.id()?;
         let _lock = self.lock()?;
         for part in metadata.parts() {
             if !self.has(&part) {
@@ -326,6 +337,18 @@ pub fn cache_folder(root: &Path) -> PathBuf {
     match std::env::var_os("MVM_PACKAGE_CACHE").filter(|value| !value.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => root.join("cache"),
+    }
+}
+
+fn metadata(plan: Plan, kernel: Part, initrd: Part, rootfs: Part) -> Metadata {
+    Metadata {
+        version: 1,
+        kernel_release: kernel_release(&plan.kernel),
+        image: plan.image,
+        kernel,
+        initrd,
+        rootfs,
+        services: plan.root.services,
     }
 }
 

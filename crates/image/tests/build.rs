@@ -104,6 +104,9 @@ fn what_was_built_is_found_and_not_built_again() {
     assert_eq!(*steps.lock().unwrap(), []);
     assert_eq!(store.revision(&first.id).unwrap(), first);
     assert_eq!(store.list().unwrap(), [first.id]);
+    assert_eq!(store.built(&minimal()).unwrap(), Some(first.id));
+    let empty = ImageStore::open(&folder.path().join("empty"), &packages_only(folder.path())).unwrap();
+    assert_eq!(empty.built(&minimal()).unwrap(), None);
 }
 
 #[test]

@@ -9,9 +9,13 @@
 //! | text to a tree whose keys know their place | [`toml`] |
 //! | tree to [`Deployment`]: types, names, ranges, unknown keys | `reader`, `sections`, `routing`, `secrets` |
 //! | rules between the parts; the agent checks them again | `check` |
+//!
+//! The other way, from a deployment to a manifest's keys, goes `document`; `change` is how commands change some of them.
 
+mod change;
 mod check;
 mod deployment;
+mod document;
 mod place;
 mod reader;
 mod routing;
@@ -20,7 +24,9 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
+pub use change::{Change, ChangeOf, KeyChanges, PortChanges, RouteChanges, Verb};
 pub use deployment::{Deployment, Publish, RequestedNetwork};
+pub use document::Difference;
 pub use place::{ManifestError, Place};
 pub use secrets::SecretSource;
 
@@ -65,8 +71,8 @@ impl ImageFolder {
 pub struct Manifest {
     /// What it asks for. Images that are folders are still as written; see [`Manifest::image_folders`].
     pub deployment: Deployment,
-    /// Its secrets, in the order of their names.
-    pub secrets: Vec<SecretSource>,
+    /// Its secrets, in the order of their names; none where it has no such section, which leaves them as they are.
+    pub secrets: Option<Vec<SecretSource>>,
     places: Places,
 }
 
@@ -81,7 +87,11 @@ impl Manifest {
         let read = || {
             let (deployment, secrets) = sections::document(tree.get_ref())?;
             deployment.check()?;
-            secrets::are_given(&deployment, &secrets)?;
+            deployment.check_secret_scopes(|scope, key| match &secrets {
+                Some(given) => given.iter().any(|secret| secret.scope == scope && secret.key == key),
+                // Those that there are, the agent knows; nobody has one that no name gives.
+                None => secrets::name_of(scope, key).is_some(),
+            })?;
             Ok((deployment, secrets))
         };
         match read() {

@@ -51,7 +51,8 @@ pub struct Usage {
 /// A limit that would be passed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "quota {limit} = {allowed} is too small: {needed} needed; raise it under [tenant.quotas] or ask for less"
+    "quota {limit} = {allowed} is too small: {needed} needed; raise it (`[tenant.quotas]`, `mvm tenant update`) or ask for \
+     less"
 )]
 pub struct QuotaExceeded {
     /// The key in the manifest.

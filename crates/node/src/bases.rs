@@ -95,13 +95,13 @@ impl Makers {
         Arc::clone(all.entry((tenant.clone(), pool.clone())).or_default())
     }
 
-    /// Has everything given up that is made for a tenant, and resolves when it is.
-    pub async fn give_up(&self, tenant: &TenantId) {
-        let of_tenant: Vec<_> = {
+    /// Has everything given up that is made for a tenant, or for one of its pools, and resolves when it is.
+    pub async fn give_up(&self, tenant: &TenantId, pool: Option<&PoolId>) {
+        let meant: Vec<_> = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.extract_if(|(of, _), _| of == tenant).collect()
+            all.extract_if(|(of, id), _| of == tenant && pool.is_none_or(|pool| id == pool)).collect()
         };
-        for (_, maker) in of_tenant {
+        for (_, maker) in meant {
             maker.gone.cancel();
             drop(maker.turn.lock().await);
         }
@@ -151,8 +151,8 @@ async fn look_or_make(
     look: Look,
 ) -> Result<Ensured, BaseError> {
     let wanted = agent.pool(tenant, pool).await?;
-    if agent.tenant(tenant).await?.doomed {
-        return Err(guest(&wanted, "its tenant is being destroyed"));
+    if wanted.doomed || agent.tenant(tenant).await?.doomed {
+        return Err(guest(&wanted, "it is being destroyed"));
     }
     let shape = agent.hands.shape(wanted.revision.clone(), wanted.spec.resources).await?;
     if let Some(base) = current(agent, &wanted).await?
@@ -223,7 +223,7 @@ async fn make(agent: &Arc<Agent>, maker: &Maker, pool: &PoolRow) -> Result<BaseR
     };
     let ready = tokio::select! {
         ready = get_ready(agent, pool, &name, turn) => ready,
-        () = maker.gone.cancelled() => Err(guest(pool, "its tenant is being destroyed")),
+        () = maker.gone.cancelled() => Err(guest(pool, "it is being destroyed")),
     };
     let made = match ready {
         Ok(()) => agent.hands.make_base(name, facts).await?,

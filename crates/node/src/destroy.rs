@@ -1,14 +1,15 @@
-//! The end of tenants and instances: nothing of them is left.
+//! The end of tenants, pools and instances: nothing of them is left.
 
 use std::sync::Arc;
 
-use mvm_model::TenantId;
+use mvm_model::{DesiredCounts, InstanceState, PoolId, TenantId};
 use mvm_protocol::api::{ApiError, ErrorCode};
 
 use crate::agent::{Agent, AgentError};
+use crate::deploy;
 use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
-use crate::store::{self, StoreError};
+use crate::store::{self, Audit, StoreError};
 
 impl From<AgentError> for ApiError {
     fn from(error: AgentError) -> Self {
@@ -63,13 +64,95 @@ async fn remove_bases(agent: &Arc<Agent>, id: &TenantId) -> Result<(), ApiError>
         key: None,
     };
     // None is begun for a tenant that is doomed.
-    agent.bases.give_up(id).await;
+    agent.bases.give_up(id, None).await;
     agent.hands.discard_spares(Some(id.clone())).await.map_err(failed)?;
     let of_tenant = agent.store.read(|tx| store::bases(tx, None)).await?;
     for base in of_tenant.into_iter().filter(|base| base.tenant == *id) {
         agent.hands.discard_base(base.id).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// Destroys a pool, and the published ports and routes that lead to it. It is marked first, as a tenant is.
+pub async fn pool(agent: &Arc<Agent>, tenant: &TenantId, id: &PoolId) -> Result<Vec<String>, ApiError> {
+    let _changing = agent.changing.lock().await;
+    let mut owner = agent.tenant(tenant).await?;
+    let mut row = agent.pool(tenant, id).await?;
+    if owner.doomed {
+        return Err(ApiError::new(ErrorCode::Refused, format!("tenant {tenant} is being destroyed")));
+    }
+    row.doomed = true;
+    owner.publish.retain(|publish| publish.pool != *id);
+    owner.routes.routes.retain(|route| route.target.pool_id != *id);
+    let saved = (row, owner.clone());
+    agent
+        .store
+        .write(move |tx| {
+            saved.0.save(tx)?;
+            saved.1.save(tx)
+        })
+        .await?;
+    reached(KillPoint::PoolDestroyMarked);
+    agent.publishing.keep_only(tenant, &owner.publish).await;
+    let of_pool = agent.machines(|machine| machine.place.tenant == *tenant && machine.place.pool == *id);
+    let destroyed = futures::future::join_all(of_pool.iter().map(|machine| instance(agent, machine))).await;
+    let mut gone = destroyed.into_iter().collect::<Result<Vec<_>, _>>()?;
+    reached(KillPoint::PoolDestroyMachinesGone);
+    agent.bases.give_up(tenant, Some(id)).await;
+    let (of_tenant, of_pool) = (tenant.clone(), id.clone());
+    let bases = agent.store.read(move |tx| store::bases(tx, Some((&of_tenant, &of_pool)))).await?;
+    for base in bases {
+        // The spares that wait for its machines go with it.
+        agent.hands.discard_base(base.id).await.map_err(|error| ApiError::new(ErrorCode::Failed, error))?;
+    }
+    let address = format!("{tenant}/{id}");
+    let audit = Audit::new(&address, "PoolDestroyed", format!("and its {} instances", gone.len()));
+    let (of_tenant, of_pool) = (tenant.clone(), id.clone());
+    agent
+        .store
+        .write(move |tx| {
+            store::remove_pool(tx, &of_tenant, &of_pool)?;
+            audit.append(tx, &of_tenant)
+        })
+        .await?;
+    gone.push(address);
+    // Gateways that run learn that its routes are gone. One that does not is no reason to keep the pool.
+    if let Err(error) = deploy::refresh(agent, &owner).await {
+        tracing::warn!(%error, pool = %id, "after the pool's end");
+    }
+    Ok(gone)
+}
+
+/// Destroys an instance because a person wants one fewer: it is not made again.
+pub async fn one_fewer(agent: &Arc<Agent>, machine: &Machine) -> Result<String, ApiError> {
+    let (tenant, id, state) = (machine.place.tenant.clone(), machine.place.pool.clone(), machine.state());
+    // First: one that is not wanted any more and still there is told by the next deployment, the other way round it would be
+    // made again.
+    agent
+        .store
+        .write(move |tx| {
+            let Some(mut pool) = store::pool(tx, &tenant, &id)? else { return Ok(()) };
+            let have = store::instances(tx, Some(&tenant), Some(&id))?.len();
+            if pool.spec.desired.total() as usize >= have {
+                lower(&mut pool.spec.desired, state);
+                pool.save(tx)?;
+            }
+            Ok(())
+        })
+        .await?;
+    instance(agent, machine).await
+}
+
+/// One fewer of those that are in this state, or else of any.
+fn lower(desired: &mut DesiredCounts, state: InstanceState) {
+    let DesiredCounts { running, warm, sleeping } = desired;
+    let order = match state {
+        InstanceState::Sleeping => [sleeping, running, warm],
+        _ => [running, sleeping, warm],
+    };
+    if let Some(count) = order.into_iter().find(|count| **count > 0) {
+        *count -= 1;
+    }
 }
 
 /// Destroys one instance.

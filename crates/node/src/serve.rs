@@ -185,8 +185,10 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
     for row in instances {
         let Some(tenant) = tenants.iter().find(|tenant| tenant.id == row.place.tenant) else { continue };
         let Some(ip) = tenant.subnet.machine_ip(row.place.offset) else { continue };
-        // The others of a doomed tenant go with it.
-        let doomed = row.intent == Some(store::Intent::Destroy) && !tenant.doomed;
+        // The others of a doomed tenant or pool go with it.
+        let of_doomed =
+            pools.iter().any(|p| p.doomed && p.tenant == row.place.tenant && p.spec.id == row.place.pool);
+        let doomed = row.intent == Some(store::Intent::Destroy) && !tenant.doomed && !of_doomed;
         let machine = agent.add_machine(tenant, row, ip);
         if doomed {
             let agent = Arc::clone(agent);
@@ -195,6 +197,12 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
                     tracing::error!(%error, "an instance could not be destroyed");
                 }
             });
+        }
+    }
+    for pool in pools.into_iter().filter(|pool| pool.doomed) {
+        // With its tenant, where that is doomed too.
+        if tenants.iter().any(|tenant| tenant.id == pool.tenant && !tenant.doomed) {
+            destroy_pool(agent, pool);
         }
     }
     for tenant in tenants {
@@ -218,6 +226,15 @@ async fn look_after_bases(agent: Arc<Agent>) {
     for (tenant, pool) in pools {
         bases::ensure_soon(&agent, tenant, pool, bases::Look::AtShape);
     }
+}
+
+fn destroy_pool(agent: &Arc<Agent>, pool: store::PoolRow) {
+    let agent = Arc::clone(agent);
+    tokio::spawn(async move {
+        if let Err(error) = destroy::pool(&agent, &pool.tenant, &pool.spec.id).await {
+            tracing::error!(%error, tenant = %pool.tenant, pool = %pool.spec.id, "a pool could not be destroyed");
+        }
+    });
 }
 
 fn reopen(agent: &Arc<Agent>, tenant: TenantRow) {

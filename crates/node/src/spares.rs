@@ -131,7 +131,7 @@ async fn try_to_keep(agent: &Arc<Agent>, of: &Pool, times: &[Instant]) -> Result
     let Some(base) = bases::current(agent, &pool).await? else { return Ok(()) };
     // Where the host does not say what memory it has, there is no room.
     let room = |memory| wanted(pool.spec.spares, times, memory);
-    let count = if tenant.doomed { 0 } else { usage::memory().map_or(0, room) };
+    let count = if tenant.doomed || pool.doomed { 0 } else { usage::memory().map_or(0, room) };
     let order = SpareOrder {
         tenant: of.0.clone(),
         pool: of.1.clone(),

@@ -5,11 +5,14 @@
 //! | `GET /v1/agent` | → [`AgentInfo`] |
 //! | `POST /v1/agent/stop` | → `{}`; machines keep running |
 //! | `POST /v1/deploy` | [`DeployRequest`] → lines of [`DeployEvent`] |
+//! | `POST /v1/change` | [`ChangeRequest`] → lines of [`DeployEvent`] |
 //! | `GET /v1/tenants` | → [`TenantSummary`]s |
 //! | `GET /v1/tenants/{tenant}` | → [`TenantInfo`] |
+//! | `GET /v1/tenants/{tenant}/manifest` | → the text of a manifest that asks for what there is |
 //! | `DELETE /v1/tenants/{tenant}` | → [`Destroyed`] |
 //! | `GET /v1/pools?tenant=` | → [`PoolSummary`]s |
 //! | `GET /v1/pools/{tenant}/{pool}` | → [`PoolInfo`] |
+//! | `DELETE /v1/pools/{tenant}/{pool}` | → [`Destroyed`] |
 //! | `POST /v1/pools/{tenant}/{pool}/scale` | [`ScaleRequest`] → lines of [`ScaleEvent`] |
 //! | `GET /v1/instances?tenant=&pool=` | → [`InstanceSummary`]s |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}` | → [`InstanceInfo`] |
@@ -35,7 +38,7 @@ mod usage;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use mvm_model::manifest::{Deployment, Publish};
+use mvm_model::manifest::{Change, Deployment, Difference, Publish};
 use mvm_model::{
     InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet,
 };
@@ -117,8 +120,32 @@ pub struct AgentInfo {
 pub struct DeployRequest {
     /// The manifest's content; recipe paths are absolute.
     pub deployment: Deployment,
-    /// All of its secrets.
-    pub secrets: Vec<SecretValue>,
+    /// All of its secrets; where absent, those there are stay.
+    #[serde(default)]
+    pub secrets: Option<Vec<SecretValue>>,
+    /// How it is gone about.
+    #[serde(default)]
+    pub mode: DeployMode,
+}
+
+/// What a command wants changed of what is wanted of a tenant; the rest stays, and so do images.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChangeRequest {
+    /// The change; recipe paths are absolute.
+    pub change: Change,
+    /// How it is gone about.
+    #[serde(default)]
+    pub mode: DeployMode,
+}
+
+/// How a deployment or a change is gone about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeployMode {
+    /// Nothing is done: what would be is told.
+    pub dry_run: bool,
+    /// Machines that run or sleep with something else than is wanted are restarted.
+    pub restart: bool,
 }
 
 /// One secret.
@@ -146,6 +173,15 @@ pub enum DeployEvent {
         done: u64,
         /// Of how much; 0 where nobody knows.
         total: u64,
+    },
+    /// A key that is another: of a deployment that does nothing.
+    Differ(Difference),
+    /// An instance was created, and begins.
+    Created {
+        /// Its address.
+        instance: String,
+        /// Its address on the tenant's network.
+        ip: Ipv4Addr,
     },
     /// Something was made or changed.
     Changed {

@@ -113,7 +113,8 @@ impl Deployment {
             return Ok(());
         }
         let message = format!(
-            "the subnet has addresses for {capacity} instances and {wanted} are wanted: give a larger one, as 10.255.0.0/16"
+            "the subnet is full: it has addresses for {capacity} instances and {wanted} are wanted. Ask for fewer, or give the \
+             tenant a larger one, as 10.255.0.0/16, when it is made"
         );
         Err(Problem::new("tenant.subnet", message))
     }

@@ -24,6 +24,20 @@ pub struct Deployment {
     pub routes: RoutingTable,
 }
 
+impl Deployment {
+    /// A tenant with nothing in it.
+    pub fn empty(tenant: TenantId) -> Self {
+        Self {
+            tenant,
+            network: RequestedNetwork::default(),
+            quotas: Quotas::default(),
+            pools: Vec::new(),
+            publish: Vec::new(),
+            routes: RoutingTable::default(),
+        }
+    }
+}
+
 /// What a tenant asks of its network; the agent chooses what is absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

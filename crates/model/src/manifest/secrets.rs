@@ -46,7 +46,7 @@ fn scope_and_key(name: &str) -> (String, String) {
 }
 
 /// The name in `[secrets]` that gives a secret, if one does.
-fn name_of(scope: &str, key: &str) -> Option<String> {
+pub(super) fn name_of(scope: &str, key: &str) -> Option<String> {
     let name = match WELL_KNOWN.iter().find(|(_, s, k)| *s == scope && *k == key) {
         Some((name, ..)) => (*name).to_owned(),
         None => key.to_ascii_lowercase(),
@@ -84,30 +84,34 @@ pub(super) fn read(section: Value<'_, '_>) -> Result<Vec<SecretSource>, Problem>
     section.entries()?.into_iter().map(source).collect()
 }
 
-/// Checks that every secret that a pool names is there, and that its role is given any.
-pub(super) fn are_given(deployment: &Deployment, secrets: &[SecretSource]) -> Result<(), Problem> {
-    for (p, pool) in deployment.pools.iter().enumerate() {
-        let scopes = pool.secret_scopes.as_deref().unwrap_or_default();
-        if pool.role.secrets() == Need::No && !scopes.is_empty() {
-            let message = format!("machines of role {} are never given secrets: leave it out", pool.role);
-            return Err(Problem::new(format!("pools[{p}].secret_scopes"), message));
-        }
-        for (s, scope) in scopes.iter().enumerate() {
-            for (k, key) in scope.keys.iter().enumerate() {
-                let given = |secret: &SecretSource| secret.scope == scope.integration && secret.key == *key;
-                if !secrets.iter().any(given) {
-                    let place = format!("pools[{p}].secret_scopes[{s}].keys[{k}]");
-                    return Err(Problem::new(place, missing(&scope.integration, key)));
+impl Deployment {
+    /// Checks that every secret that a pool names is there, and that its role is given any.
+    ///
+    /// # Errors
+    /// The first that is not, at the manifest's key.
+    pub fn check_secret_scopes(&self, is_there: impl Fn(&str, &str) -> bool) -> Result<(), Problem> {
+        for (p, pool) in self.pools.iter().enumerate() {
+            let scopes = pool.secret_scopes.as_deref().unwrap_or_default();
+            if pool.role.secrets() == Need::No && !scopes.is_empty() {
+                let message = format!("machines of role {} are never given secrets: leave it out", pool.role);
+                return Err(Problem::new(format!("pools[{p}].secret_scopes"), message));
+            }
+            for (s, scope) in scopes.iter().enumerate() {
+                for (k, key) in scope.keys.iter().enumerate() {
+                    if !is_there(&scope.integration, key) {
+                        let place = format!("pools[{p}].secret_scopes[{s}].keys[{k}]");
+                        return Err(Problem::new(place, missing(&scope.integration, key)));
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn missing(scope: &str, key: &str) -> String {
     let remedy = match name_of(scope, key) {
-        Some(name) => format!("add `{name} = {{ file = \"…\" }}` there"),
+        Some(name) => format!("add `{name} = {{ file = \"…\" }}` under [secrets]"),
         None => "no name there gives it: the scope is `default` but for well-known services".to_owned(),
     };
     format!("[secrets] does not give `{scope}/{key}`: {remedy}")

@@ -21,7 +21,7 @@ const MEASURED: RangeInclusive<u64> = 0..=1 << 40;
 const SECONDS: RangeInclusive<u32> = 0..=7 * 24 * 60 * 60;
 
 /// Reads a whole document.
-pub(super) fn document(root: &DeTable<'_>) -> Result<(Deployment, Vec<SecretSource>), Problem> {
+pub(super) fn document(root: &DeTable<'_>) -> Result<(Deployment, Option<Vec<SecretSource>>), Problem> {
     const ROOT: Keys = Keys {
         known: &["tenant", "pools", "publish", "routes", "secrets"],
         later: &[
@@ -35,7 +35,7 @@ pub(super) fn document(root: &DeTable<'_>) -> Result<(Deployment, Vec<SecretSour
     let pools = root.list("pools", read_pool)?;
     let publish = root.list("publish", read_publish)?;
     let routes = RoutingTable { routes: root.list("routes", routing::read)? };
-    let secrets = root.optional("secrets", secrets::read)?.unwrap_or_default();
+    let secrets = root.optional("secrets", secrets::read)?;
     Ok((Deployment { tenant, network, quotas, pools, publish, routes }, secrets))
 }
 

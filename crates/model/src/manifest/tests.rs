@@ -126,7 +126,7 @@ fn a_deployment_survives_json() {
 
 #[test]
 fn secrets_get_the_scopes_of_the_contract() {
-    let secrets = good().secrets;
+    let secrets = good().secrets.unwrap();
     let found: Vec<String> =
         secrets.iter().map(|s| format!("{} {}/{} {}", s.name, s.scope, s.key, s.file)).collect();
     let expected = [
@@ -135,14 +135,15 @@ fn secrets_get_the_scopes_of_the_contract() {
         "telegram_token telegram/TELEGRAM_BOT_TOKEN /etc/telegram",
     ];
     assert_eq!(found, expected);
-    let discord = Manifest::parse("tenant.id = 'a'\nsecrets.discord_token.file = 'x'").unwrap();
-    assert_eq!((&*discord.secrets[0].scope, &*discord.secrets[0].key), ("discord", "DISCORD_BOT_TOKEN"));
+    let discord =
+        Manifest::parse("tenant.id = 'a'\nsecrets.discord_token.file = 'x'").unwrap().secrets.unwrap();
+    assert_eq!((&*discord[0].scope, &*discord[0].key), ("discord", "DISCORD_BOT_TOKEN"));
 }
 
 #[test]
 fn what_the_caller_finds_is_put_in_its_place() {
     let manifest = good();
-    let secret = manifest.secrets.iter().find(|s| s.name == "telegram_token").unwrap();
+    let secret = manifest.secrets.iter().flatten().find(|s| s.name == "telegram_token").unwrap();
     let error = manifest.error_at(&secret.file_key(), "no such file");
     assert_eq!(error.to_string(), "line 33, key secrets.telegram_token.file: no such file");
     assert_eq!(
@@ -389,4 +390,14 @@ proptest! {
             prop_assert!(!error.message.is_empty());
         }
     }
+}
+
+#[test]
+fn without_a_section_secrets_stay_as_they_are_and_pools_may_name_what_a_name_can_give() {
+    let without = GOOD[..GOOD.find("[secrets]").unwrap()].to_owned();
+    assert_eq!(Manifest::parse(&without).unwrap().secrets, None);
+    assert_eq!(Manifest::parse(&without.replace("secret_scopes", "#")).unwrap().secrets, None);
+    assert_eq!(Manifest::parse("tenant.id = 'a'\n[secrets]").unwrap().secrets, Some(Vec::new()));
+    let error = Manifest::parse(&without.replace("TELEGRAM_BOT_TOKEN", "TELEGRAM")).unwrap_err();
+    assert!(error.message.contains("no name there gives it"), "{error}");
 }

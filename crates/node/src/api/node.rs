@@ -6,11 +6,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use mvm_host::{AtRest, ExpectedNetwork};
-use mvm_protocol::api::{AgentInfo, Damaged, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport};
+use mvm_protocol::api::{
+    AgentInfo, ChangeRequest, Damaged, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
+};
 
 use super::{Failure, Shared, fault, lines};
 use crate::agent::Agent;
-use crate::deploy::{self, Events};
+use crate::deploy::{self, Events, Request};
 use crate::store;
 use crate::usage::count_states;
 
@@ -39,6 +41,14 @@ pub async fn stop(State(agent): Shared) -> Json<serde_json::Value> {
 }
 
 pub async fn deploy(State(agent): Shared, Json(request): Json<DeployRequest>) -> Response {
+    begin(agent, Request::Manifest(request))
+}
+
+pub async fn change(State(agent): Shared, Json(request): Json<ChangeRequest>) -> Response {
+    begin(agent, Request::Change(request))
+}
+
+fn begin(agent: Arc<Agent>, request: Request) -> Response {
     let (events, progress) = Events::channel();
     // A task of its own: a client that goes away does not leave half a deployment.
     tokio::spawn(deploy::deploy(agent, request, events));

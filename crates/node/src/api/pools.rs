@@ -1,14 +1,14 @@
-//! Pools' images: build, rollback, collection.
+//! Pools' images: build, rollback, collection; and pools' end.
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use mvm_model::{PoolId, TenantId};
-use mvm_protocol::api::{Collected, ErrorCode, RolledBack};
+use mvm_protocol::api::{Collected, Destroyed, ErrorCode, RolledBack};
 
 use super::{Failure, Shared, fault, lines, parsed};
 use crate::deploy::Events;
-use crate::pools;
+use crate::{destroy, pools};
 
 type Address = Path<(String, String)>;
 
@@ -38,4 +38,14 @@ pub async fn collect(
     let (tenant, pool): (TenantId, PoolId) = (parsed(&tenant)?, parsed(&pool)?);
     let collecting = tokio::spawn(async move { pools::collect(&agent, &tenant, &pool).await });
     Ok(Json(collecting.await.map_err(|error| fault(ErrorCode::Failed, error))??))
+}
+
+pub async fn destroy(
+    State(agent): Shared,
+    Path((tenant, pool)): Address,
+) -> Result<Json<Destroyed>, Failure> {
+    let (tenant, pool): (TenantId, PoolId) = (parsed(&tenant)?, parsed(&pool)?);
+    let destroying = tokio::spawn(async move { destroy::pool(&agent, &tenant, &pool).await });
+    let destroyed = destroying.await.map_err(|error| fault(ErrorCode::Failed, error))??;
+    Ok(Json(Destroyed { destroyed }))
 }

@@ -14,9 +14,9 @@ use serde::Deserialize;
 use super::{Failure, Shared, fault, lines, parsed};
 use crate::agent::Agent;
 use crate::machine::Machine;
-use crate::store::{self, PoolRow, TenantRow};
+use crate::store::{self, PoolRow, SealedRow, TenantRow};
 use crate::usage::count_states;
-use crate::{destroy, scale};
+use crate::{deploy, destroy, scale};
 
 /// How often a log that is followed is looked at.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
@@ -66,9 +66,23 @@ pub async fn info(State(agent): Shared, Path(id): Path<String>) -> Result<Json<T
         pool_ids: pools.into_iter().map(|pool| pool.spec.id).collect(),
         publish: row.publish,
         routes: row.routes.routes,
-        secrets: secrets.into_iter().map(|secret| format!("{}/{}", secret.scope, secret.key)).collect(),
+        secrets: secrets.iter().map(name_of).collect(),
         created_at: row.created_at,
     }))
+}
+
+/// As the text of a manifest.
+pub async fn manifest(State(agent): Shared, Path(id): Path<String>) -> Result<String, Failure> {
+    let id: TenantId = parsed(&id)?;
+    let row = agent.tenant(&id).await?;
+    let (pools, secrets) =
+        agent.store.read(move |tx| Ok((store::pools(tx, Some(&id))?, store::secrets(tx, &id)?))).await?;
+    let secrets: Vec<String> = secrets.iter().map(name_of).collect();
+    Ok(deploy::deployment(&row, &pools).to_manifest(&secrets))
+}
+
+fn name_of(secret: &SealedRow) -> String {
+    format!("{}/{}", secret.scope, secret.key)
 }
 
 pub async fn destroy(State(agent): Shared, Path(id): Path<String>) -> Result<Json<Destroyed>, Failure> {

@@ -5,31 +5,51 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_host::{BuildStep, HostError, ImageSource};
+use mvm_model::PoolId;
 use mvm_model::manifest::Deployment;
 use mvm_protocol::api::ApiError;
 
 use super::{Events, invalid};
 use crate::agent::Agent;
 
-/// Revisions by image, as pools name it.
-pub type Revisions = BTreeMap<String, String>;
+/// Revisions by pool. One that is not built yet has none.
+pub type Revisions = BTreeMap<PoolId, String>;
 
-/// Builds what is missing.
-pub async fn build(
+/// Those that are kept, and those of the other pools, each image looked for once. What is not built yet is built, or left
+/// out where nothing may be done.
+pub async fn of_pools(
     agent: &Arc<Agent>,
     deployment: &Deployment,
+    kept: Revisions,
+    dry_run: bool,
     events: &Events,
 ) -> Result<Revisions, ApiError> {
-    let mut revisions = Revisions::new();
+    let (mut revisions, mut found) = (kept, BTreeMap::new());
     for (index, pool) in deployment.pools.iter().enumerate() {
-        if revisions.contains_key(&pool.image) {
+        if revisions.contains_key(&pool.id) {
             continue;
         }
-        let built = build_image(agent, &pool.image, events).await;
-        let revision = built.map_err(|error| invalid(format!("pools[{index}].image"), error))?;
-        revisions.insert(pool.image.clone(), revision);
+        if !found.contains_key(&pool.image) {
+            let revision = match dry_run {
+                true => look(agent, &pool.image, events).await,
+                false => build_image(agent, &pool.image, events).await.map(Some),
+            };
+            let revision = revision.map_err(|error| invalid(format!("pools[{index}].image"), error))?;
+            found.insert(pool.image.clone(), revision);
+        }
+        if let Some(Some(revision)) = found.get(&pool.image) {
+            revisions.insert(pool.id.clone(), revision.clone());
+        }
     }
     Ok(revisions)
+}
+
+async fn look(agent: &Agent, image: &str, events: &Events) -> Result<Option<String>, HostError> {
+    let built = agent.hands.built_image(source(image)).await?;
+    if built.is_none() {
+        events.step(format!("image {image}"), "would be built");
+    }
+    Ok(built)
 }
 
 /// Builds an image as a pool names it, where that was not done yet; gives its revision.

@@ -1,18 +1,32 @@
-//! From what a manifest says to what is there.
+//! From what is wanted of a tenant, by a manifest or by a command, to what is there.
 //!
 //! Everything that can be refused is refused before anything is made; what is made first (images, disks) is found by
 //! its content or removed by the next agent, and what is wanted becomes true in one transaction. Machines follow.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `wish` | what is wanted: as a manifest says it, or what there is with a command's change |
+//! | `plan` | what that changes: a pure comparison |
+//! | `images`, `secrets` | revisions of pools' images; secrets compared and sealed |
+//! | `apply` | the commit |
+//! | `begin`, `restart` | what follows it: network, ports, machines; machines that need a cold start |
 
 mod apply;
+mod begin;
 mod images;
 mod plan;
+mod restart;
+mod secrets;
+mod wish;
 
+pub use begin::refresh;
 pub use images::build_image;
+pub use wish::{Request, deployment};
 
 use std::sync::Arc;
 
 use mvm_model::manifest::Problem;
-use mvm_protocol::api::{ApiError, DeployEvent, DeployRequest, ErrorCode};
+use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
@@ -49,8 +63,8 @@ impl Events {
     }
 }
 
-/// Makes a tenant as its manifest says. The last event is `Done` or `Failed`.
-pub async fn deploy(agent: Arc<Agent>, request: DeployRequest, events: Events) {
+/// Makes a tenant as it is wanted. The last event is `Done` or `Failed`.
+pub async fn deploy(agent: Arc<Agent>, request: Request, events: Events) {
     let last = match apply::apply(&agent, request, &events).await {
         Ok(changes) => DeployEvent::Done { changes },
         Err(error) => DeployEvent::Failed { error },

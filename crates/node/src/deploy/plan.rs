@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mvm_model::manifest::{Deployment, Problem};
-use mvm_model::{InstanceState, NetId, PoolSpec, TenantSubnet};
+use mvm_model::{InstanceId, InstanceState, NetId, PoolSpec, TenantSubnet};
 
 use super::images::Revisions;
 use crate::store::{Goal, InstanceRow, PoolRow, TenantRow};
@@ -34,6 +34,8 @@ pub struct Plan {
     pub changes: Vec<(String, String)>,
     /// What stays different, for people: the thing and how.
     pub differs: Vec<(String, String)>,
+    /// Machines among these whom a restart would help, in the order in which pools start.
+    pub outdated: Vec<InstanceId>,
 }
 
 impl Plan {
@@ -51,10 +53,16 @@ impl Plan {
         }
         for pool in &present.pools {
             if !wanted.pools.iter().any(|spec| spec.id == pool.spec.id) {
-                let how = "not in the manifest any more; `mvm instance destroy` removes its instances";
+                let how = "not in the manifest any more; `mvm pool destroy` removes it for good";
                 plan.differs.push((format!("{}/{}", wanted.tenant, pool.spec.id), how.to_owned()));
             }
         }
+        let role = |id: &InstanceId| {
+            let instance = present.instances.iter().find(|instance| instance.id == *id);
+            let pool = instance.and_then(|i| wanted.pools.iter().find(|pool| pool.id == i.place.pool));
+            pool.map_or(u8::MAX, |pool| pool.role.priority())
+        };
+        plan.outdated.sort_by_key(|id| (role(id), *id));
         Ok(plan)
     }
 
@@ -83,8 +91,8 @@ impl Plan {
         revisions: &Revisions,
     ) -> Result<(), Problem> {
         let address = format!("{}/{}", wanted.tenant, spec.id);
-        let revision = revisions.get(&spec.image).cloned().unwrap_or_default();
-        let row = PoolRow { tenant: wanted.tenant.clone(), spec: spec.clone(), revision };
+        let revision = revisions.get(&spec.id).cloned().unwrap_or_default();
+        let row = PoolRow { tenant: wanted.tenant.clone(), spec: spec.clone(), revision, doomed: false };
         let Some(old) = present.pools.iter().find(|pool| pool.spec.id == spec.id) else {
             self.changes.push((address, "created".to_owned()));
             self.pools.push(row);
@@ -116,20 +124,12 @@ impl Plan {
     /// Machines that were launched with something else, and go on with it.
     fn list_outdated(&mut self, present: &Present, pool: &PoolRow) {
         for instance in present.instances.iter().filter(|instance| instance.place.pool == pool.spec.id) {
-            let keeps_its_launch = instance.state.has_vmm() || instance.state == InstanceState::Sleeping;
-            let Some(launched) = instance.launched.as_ref().filter(|_| keeps_its_launch) else { continue };
-            let parts = [
-                ("image", launched.revision == pool.revision),
-                ("resources", launched.resources == pool.spec.resources),
-            ];
-            let outdated: Vec<&str> =
-                parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect();
-            if !outdated.is_empty() {
+            if let Some(parts) = outdated_parts(instance, pool) {
                 let how = format!(
-                    "takes the new {} at its next cold start (`mvm instance stop` and `start`)",
-                    outdated.join(" and ")
+                    "takes the new {parts} at its next cold start (`mvm deploy --restart`, or `mvm instance stop` and `start`)"
                 );
                 self.differs.push((instance.address(), how));
+                self.outdated.push(instance.id);
             }
         }
     }
@@ -150,6 +150,18 @@ impl Plan {
             self.changes.push((address, format!("{} created", counted(total - have))));
         }
     }
+}
+
+/// What a machine was launched with and goes on with, that is another in its pool by now.
+pub fn outdated_parts(instance: &InstanceRow, pool: &PoolRow) -> Option<String> {
+    let keeps_its_launch = instance.state.has_vmm() || instance.state == InstanceState::Sleeping;
+    let launched = instance.launched.as_ref().filter(|_| keeps_its_launch)?;
+    let parts = [
+        ("image", launched.revision == pool.revision),
+        ("resources", launched.resources == pool.spec.resources),
+    ];
+    let outdated: Vec<&str> = parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect();
+    (!outdated.is_empty()).then(|| outdated.join(" and "))
 }
 
 fn counted(instances: usize) -> String {
@@ -184,6 +196,8 @@ fn changed_parts(old: &PoolRow, new: &PoolRow) -> Vec<String> {
         ("secret scopes changed", a.secret_scopes == b.secret_scopes),
         ("runtime policy changed", a.runtime_policy == b.runtime_policy),
         ("restart policy changed", a.restart == b.restart),
+        ("snapshot compression changed", a.snapshot_compression == b.snapshot_compression),
+        ("spares changed", a.spares == b.spares),
         ("image changed", a.image == b.image && a.profile == b.profile),
         ("new revision of the image", old.revision == new.revision),
     ];

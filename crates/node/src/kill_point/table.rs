@@ -105,4 +105,8 @@ kill_points! {
     DestroyMachinesGone = "destroy:machines-gone",
     /// The network is gone, the tenant's row is not.
     DestroyNetworkRemoved = "destroy:network-removed",
+    /// The pool is marked, the ports that lead to it are open still.
+    PoolDestroyMarked = "pool-destroy:marked",
+    /// The pool's machines are gone, its bases and row are not.
+    PoolDestroyMachinesGone = "pool-destroy:machines-gone",
 }

@@ -121,6 +121,9 @@ impl<'a> Scaling<'a> {
         if tenant_row.doomed {
             return Err(refused(format!("tenant {tenant} is being destroyed")));
         }
+        if pool_row.doomed {
+            return Err(refused(format!("pool {tenant}/{pool} is being destroyed")));
+        }
         let machines = agent.machines(|m| m.place.tenant == *tenant && m.place.pool == *pool);
         // What is being done to them is waited for; one that is destroyed meanwhile is not counted.
         futures::future::join_all(machines.iter().map(Machine::settled)).await;

@@ -21,7 +21,7 @@ pub use instances::{
     Goal, InstanceRow, Intent, NewInstance, Place, Recorded, instance, instances, remove_instance, uids,
 };
 pub use secrets::{SealedRow, replace_secrets, save_tenant_key, secrets, tenant_key};
-pub use tenants::{PoolRow, TenantRow, pool, pools, remove_tenant, tenant, tenants};
+pub use tenants::{PoolRow, TenantRow, pool, pools, remove_pool, remove_tenant, tenant, tenants};
 
 /// The store could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use rusqlite_migration::{M, Migrations};
 
 /// Every step from an empty file to this version.
 pub fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES)])
+    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES), M::up(DOOMED_POOLS)])
 }
 
 const FIRST_LIGHT: &str = "
@@ -108,6 +108,11 @@ CREATE TABLE revisions (
 ) STRICT;
 
 INSERT INTO revisions (tenant, pool, revision, since) SELECT tenant, id, revision, unixepoch() FROM pools;
+";
+
+const DOOMED_POOLS: &str = "
+-- Being destroyed: finished when the agent starts again.
+ALTER TABLE pools ADD COLUMN doomed INTEGER NOT NULL DEFAULT 0;
 ";
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub struct PoolRow {
     pub spec: PoolSpec,
     /// Revision of its image that new starts take.
     pub revision: String,
+    /// Being destroyed.
+    pub doomed: bool,
 }
 
 impl TenantRow {
@@ -105,18 +107,31 @@ impl PoolRow {
             tenant: from_text(row, "tenant")?,
             spec: from_json(row, "spec")?,
             revision: row.get("revision")?,
+            doomed: row.get("doomed")?,
         })
     }
 
     /// Makes it, or changes it.
     pub fn save(&self, tx: &Transaction<'_>) -> Sql<()> {
         tx.execute(
-            "INSERT INTO pools (tenant, id, spec, revision) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (tenant, id) DO UPDATE SET spec = ?3, revision = ?4",
-            params![self.tenant.as_str(), self.spec.id.as_str(), to_json(&self.spec)?, self.revision],
+            "INSERT INTO pools (tenant, id, spec, revision, doomed) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (tenant, id) DO UPDATE SET spec = ?3, revision = ?4, doomed = ?5",
+            params![
+                self.tenant.as_str(),
+                self.spec.id.as_str(),
+                to_json(&self.spec)?,
+                self.revision,
+                self.doomed
+            ],
         )?;
         super::bases::note_revision(tx, &self.tenant, &self.spec.id, &self.revision)
     }
+}
+
+/// Removes a pool and what is known of its instances and bases.
+pub fn remove_pool(tx: &Transaction<'_>, tenant: &TenantId, id: &PoolId) -> Sql<()> {
+    tx.execute("DELETE FROM pools WHERE tenant = ?1 AND id = ?2", [tenant.as_str(), id.as_str()])?;
+    Ok(())
 }
 
 /// One pool.

@@ -39,7 +39,9 @@ fn with(old: &str, new: &str) -> Deployment {
 }
 
 fn revisions() -> Revisions {
-    ["minimal", "python"].map(|image| (image.to_owned(), format!("{image}-1"))).into()
+    [("gateways", "minimal-1"), ("workers", "python-1")]
+        .map(|(pool, revision)| (pool.parse().unwrap(), revision.to_owned()))
+        .into()
 }
 
 fn make(present: &Present, wanted: &Deployment) -> Plan {
@@ -217,7 +219,7 @@ fn a_machine_differs_until_its_next_cold_start_however_often_one_deploys() {
         differ.count()
     };
     let first = make(&present, &wanted);
-    let how = "takes the new resources at its next cold start (`mvm instance stop` and `start`)";
+    let how = "takes the new resources at its next cold start (`mvm deploy --restart`, or `mvm instance stop` and `start`)";
     let listed = ["i-00000001", "i-00000002", "i-00000003"].map(|id| format!("alice/workers/{id}: {how}"));
     assert_eq!(lines(&first.differs), listed);
 
@@ -245,7 +247,7 @@ fn resources() -> Resources {
 #[test]
 fn a_new_revision_is_taken_at_the_next_cold_start() {
     let mut newer = revisions();
-    newer.insert("python".to_owned(), "python-2".to_owned());
+    newer.insert("workers".parse().unwrap(), "python-2".to_owned());
     let plan = Plan::make(&alice(), &deployment(ALICE), &newer).unwrap();
     assert_eq!(lines(&plan.changes), ["alice/workers: new revision of the image"]);
     assert_eq!(plan.pools[0].revision, "python-2");

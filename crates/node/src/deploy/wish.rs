@@ -1,0 +1,118 @@
+//! What is wanted of a tenant, wherever it was said.
+
+use mvm_model::TenantId;
+use mvm_model::manifest::{Change, ChangeOf, Deployment, RequestedNetwork, Verb};
+use mvm_model::{PoolId, RoutingTable};
+use mvm_protocol::api::{ApiError, ChangeRequest, DeployMode, DeployRequest, ErrorCode, SecretValue};
+
+use super::images::Revisions;
+use super::plan::Present;
+use super::{at_key, failed};
+use crate::agent::AgentError;
+use crate::store::{PoolRow, TenantRow};
+
+/// How it was said.
+#[derive(Debug)]
+pub enum Request {
+    /// All of it, by a manifest.
+    Manifest(DeployRequest),
+    /// What is to be another, by a command.
+    Change(ChangeRequest),
+}
+
+/// What is wanted.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) deployment: Deployment,
+    /// All secrets; none where those there are stay.
+    pub(super) secrets: Option<Vec<SecretValue>>,
+    /// Revisions of pools whose images stay as they are.
+    pub(super) kept: Revisions,
+    pub(super) mode: DeployMode,
+}
+
+impl Request {
+    pub(super) fn tenant(&self) -> &TenantId {
+        match self {
+            Request::Manifest(request) => &request.deployment.tenant,
+            Request::Change(request) => &request.change.tenant,
+        }
+    }
+
+    /// What needs no look at what is there.
+    pub(super) fn check(&self) -> Result<(), ApiError> {
+        match self {
+            Request::Manifest(request) => request.deployment.check().map_err(at_key),
+            // Checked as a manifest once it is one.
+            Request::Change(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn wish(self, present: &Present) -> Result<Wish, ApiError> {
+        match self {
+            Request::Manifest(DeployRequest { deployment, secrets, mode }) => {
+                Ok(Wish { deployment, secrets, kept: Revisions::new(), mode })
+            }
+            Request::Change(ChangeRequest { change, mode }) => {
+                let deployment = changed(&change, present)?;
+                let kept = kept(&deployment, &present.pools);
+                Ok(Wish { deployment, secrets: None, kept, mode })
+            }
+        }
+    }
+}
+
+/// A command changes what it names: other pools' images stay, whatever their recipes say by now.
+fn kept(wanted: &Deployment, pools: &[PoolRow]) -> Revisions {
+    let same = |pool: &&PoolRow| {
+        wanted.pools.iter().any(|spec| spec.id == pool.spec.id && spec.image == pool.spec.image)
+    };
+    pools.iter().filter(same).map(|pool| (pool.spec.id.clone(), pool.revision.clone())).collect()
+}
+
+fn changed(change: &Change, present: &Present) -> Result<Deployment, ApiError> {
+    let id = &change.tenant;
+    let exists = |what: String, noun: &str| {
+        let message = format!("{noun} {what} is there already: `mvm {noun} update` changes it");
+        Err(ApiError::new(ErrorCode::Refused, message))
+    };
+    let deployment = match (present.deployment(), &change.of) {
+        (Some(_), ChangeOf::Tenant { verb: Verb::Create, .. }) => return exists(id.to_string(), "tenant"),
+        (None, ChangeOf::Tenant { verb: Verb::Create, .. }) => Deployment::empty(id.clone()),
+        (None, _) => return Err(AgentError::NoTenant(id.clone()).into()),
+        (Some(deployment), _) => deployment,
+    };
+    let has = |pool: &PoolId| deployment.pools.iter().any(|spec| spec.id == *pool);
+    let have = match &change.of {
+        ChangeOf::Pool { verb: Verb::Create, pool, .. } if has(pool) => {
+            return exists(format!("{id}/{pool}"), "pool");
+        }
+        ChangeOf::Pool { verb: Verb::Update, pool, .. } | ChangeOf::Instance { pool, .. } if !has(pool) => {
+            return Err(AgentError::NoPool(id.clone(), pool.clone()).into());
+        }
+        ChangeOf::Instance { pool, .. } => {
+            present.instances.iter().filter(|instance| instance.place.pool == *pool).count()
+        }
+        ChangeOf::Pool { .. } | ChangeOf::Tenant { .. } => 0,
+    };
+    change.of.apply(&deployment, u32::try_from(have).map_err(failed)?).map_err(at_key)
+}
+
+impl Present {
+    /// What is wanted of the tenant so far, if there is one.
+    pub(super) fn deployment(&self) -> Option<Deployment> {
+        self.tenant.as_ref().map(|tenant| deployment(tenant, &self.pools))
+    }
+}
+
+/// What is wanted of a tenant that is there.
+pub fn deployment(tenant: &TenantRow, pools: &[PoolRow]) -> Deployment {
+    Deployment {
+        tenant: tenant.id.clone(),
+        network: RequestedNetwork { net_id: Some(tenant.net_id), subnet: Some(tenant.subnet) },
+        quotas: tenant.quotas,
+        pools: pools.iter().map(|pool| pool.spec.clone()).collect(),
+        publish: tenant.publish.clone(),
+        routes: RoutingTable { routes: tenant.routes.routes.clone() },
+    }
+}
