@@ -2,6 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "daily/commands.rs"]
+mod commands;
+
+#[path = "daily/deploy.rs"]
+mod deploy;
+
+#[path = "daily/destroy.rs"]
+mod destroy;
+
 #[path = "daily/events.rs"]
 mod events;
 

@@ -28,7 +28,9 @@ const fn table(point: KillPoint) -> &'static str {
         | DestroyEnded
         | DestroyFilesRemoved
         | DestroyMachinesGone
-        | DestroyNetworkRemoved => "",
+        | DestroyNetworkRemoved
+        | PoolDestroyMarked
+        | PoolDestroyMachinesGone => "",
     }
 }
 

@@ -95,6 +95,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 32);
+        assert_eq!(leaves, 38);
     }
 }

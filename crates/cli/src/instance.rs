@@ -1,15 +1,18 @@
 //! `mvm instance`
 
 use clap::{Args, Subcommand};
-use mvm_protocol::api::{Act, ActDone, Destroyed, InstanceInfo, InstanceSummary, StartReport};
+use mvm_model::manifest::ChangeOf;
+use mvm_protocol::api::{Act, ActDone, DeployMode, Destroyed, InstanceInfo, InstanceSummary, StartReport};
 
-use crate::address::{InstanceAddress, Owner};
+use crate::address::{InstanceAddress, Owner, PoolAddress};
+use crate::change;
 use crate::client::query_value;
 use crate::clock;
 use crate::confirm::{self, Confirmation};
 use crate::connection::Connection;
 use crate::exec::{Exec, Shell};
 use crate::failure::Failure;
+use crate::loss;
 use crate::output::{self, Output, properties, table};
 use crate::pool;
 use crate::stats::Stats;
@@ -23,6 +26,19 @@ pub enum Instance {
     List {
         /// Only this tenant's or pool's, as alice or alice/workers
         owner: Option<Owner>,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Create one more instance of a pool, and start it
+    ///
+    /// So many more are wanted of the pool from then on.
+    Create {
+        /// The pool, as alice/workers
+        pool: PoolAddress,
+        /// It runs once and is then put to sleep
+        #[arg(long)]
+        sleeping: bool,
         /// How to write the result
         #[command(flatten)]
         output: Output,
@@ -86,6 +102,14 @@ impl Instance {
                     connection.agent().await?.get(&format!("/v1/instances{query}")).await?;
                 output.show(&instances, |instances| listing(instances))?;
             }
+            Instance::Create { pool: PoolAddress { tenant, pool }, sleeping, output } => {
+                let of = ChangeOf::Instance { pool, asleep: sleeping };
+                let client = connection.agent().await?;
+                let outcome = change::send(&client, &tenant, of, DeployMode::default()).await?;
+                output.show(&outcome.created, |created| {
+                    created.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>().join("\n")
+                })?;
+            }
             Instance::Info(One { instance, output }) => {
                 let info: InstanceInfo = connection.agent().await?.get(&instance.path()).await?;
                 output.show(&info, details)?;
@@ -119,10 +143,9 @@ impl One {
         let mut path = self.instance.path();
         if asked {
             let info: InstanceInfo = client.get(&path).await?;
-            let InstanceSummary { tenant, pool, id, state, .. } = &info.summary;
+            let InstanceSummary { tenant, pool, id, .. } = &info.summary;
             let address = InstanceAddress::of(tenant, pool, *id);
-            let loss = format!("This destroys {address} ({state}) and its data disk.");
-            confirm::by_typing(&id.to_string(), &loss)?;
+            confirm::by_typing(&id.to_string(), &loss::of_instance(&client, &address).await?)?;
             // What was named, whatever a prefix has come to mean meanwhile.
             path = address.path();
         }

@@ -10,12 +10,15 @@
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`serve`] | the agent in this process |
 //! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events` | one noun or verb each |
-//! | `scale`, `stats`, `exec` | verbs of theirs that are longer |
+//! | `scale`, `stats`, `exec`, `watch` | verbs of theirs that are longer |
+//! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
+//! | [`loss`], [`confirm`] | what destroying takes away, and asking before |
 
 mod address;
 mod agent;
 mod args;
 mod background;
+mod change;
 mod client;
 mod clock;
 mod confirm;
@@ -26,8 +29,10 @@ mod exec;
 mod failure;
 mod instance;
 mod lines;
+mod loss;
 mod net;
 mod node;
+mod outcome;
 mod output;
 mod pool;
 mod progress;
@@ -38,6 +43,7 @@ mod stats;
 mod tenant;
 mod terminal;
 mod view;
+mod watch;
 
 use std::process::ExitCode;
 

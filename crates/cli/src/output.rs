@@ -24,6 +24,31 @@ pub enum Format {
     Yaml,
 }
 
+/// How a tenant's is: also as a manifest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ManifestFormat {
+    /// For people
+    #[default]
+    Table,
+    /// JSON, as in the agent's API
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// A manifest that asks for what there is, for `mvm deploy`
+    Toml,
+}
+
+impl From<ManifestFormat> for Output {
+    fn from(format: ManifestFormat) -> Self {
+        let output = match format {
+            ManifestFormat::Json => Format::Json,
+            ManifestFormat::Yaml => Format::Yaml,
+            ManifestFormat::Table | ManifestFormat::Toml => Format::Table,
+        };
+        Self { output }
+    }
+}
+
 /// Commands that have a result take this.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Output {

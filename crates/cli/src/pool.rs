@@ -2,15 +2,20 @@
 
 use clap::Subcommand;
 use mvm_model::TenantId;
-use mvm_protocol::api::{Collected, PoolInfo, PoolSummary, RolledBack};
+use mvm_model::manifest::{ChangeOf, KeyChanges, Verb};
+use mvm_protocol::api::{Collected, DeployMode, Destroyed, PoolInfo, PoolSummary, RolledBack};
 use serde::Serialize;
 
 use crate::address::PoolAddress;
+use crate::change::{self, PoolKeys};
+use crate::confirm::{self, Confirmation};
 use crate::connection::Connection;
-use crate::deploy::{Line, Outcome, follow};
 use crate::failure::Failure;
+use crate::loss;
+use crate::outcome::{Line, Outcome, follow};
 use crate::output::{Output, properties, table};
 use crate::scale::Scale;
+use crate::tenant::destroyed_lines;
 use crate::view::{by_state, counted, list};
 
 /// Commands about pools.
@@ -59,6 +64,56 @@ pub enum Pool {
         output: Output,
     },
     Scale(Scale),
+    /// Create a pool, with its image and the instances that are wanted
+    ///
+    /// What is not said has the manifest's defaults.
+    Create {
+        /// Its name, as alice/workers
+        pool: PoolAddress,
+        /// What its machines are for: gateway, builder, worker, capability-imessage, capability-openclaw [default: worker]
+        #[arg(long, value_name = "ROLE")]
+        role: Option<String>,
+        /// All else
+        #[command(flatten)]
+        keys: Box<PoolKeys>,
+        /// Change nothing: show what would change, key by key
+        #[arg(long)]
+        dry_run: bool,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Change what is wanted of a pool; what is not named stays
+    ///
+    /// Lists (--egress, --secret-scope) are replaced as a whole. What can be changed in place is; machines take another
+    /// image and other resources at their next cold start.
+    Update {
+        /// The pool, as alice/workers
+        pool: PoolAddress,
+        /// What changes
+        #[command(flatten)]
+        keys: Box<PoolKeys>,
+        /// Restart its machines that run or sleep with another image or other resources, one at a time
+        #[arg(long)]
+        restart: bool,
+        /// Change nothing: show what would change, key by key
+        #[arg(long)]
+        dry_run: bool,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Destroy a pool: its machines, their data, and the ports and routes that lead to it
+    Destroy {
+        /// The pool, as alice/workers
+        pool: PoolAddress,
+        /// Whether to ask
+        #[command(flatten)]
+        confirmation: Confirmation,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// What a build came to.
@@ -126,9 +181,45 @@ impl Pool {
                 })?;
             }
             Pool::Scale(scale) => return scale.run(connection).await,
+            Pool::Create { pool, role, keys, dry_run, output } => {
+                let mut keys = keys.keys()?;
+                keys.extend(role.map(|role| ("role".to_owned(), Some(role.into()))));
+                let mode = DeployMode { dry_run, restart: false };
+                change(connection, pool, Verb::Create, keys, mode, output).await?;
+            }
+            Pool::Update { pool, keys, restart, dry_run, output } => {
+                let keys = keys.keys()?;
+                if keys.is_empty() && !restart {
+                    let message = "say what is to change: `mvm pool update --help` lists it";
+                    return Err(Failure::Usage(message.to_owned()));
+                }
+                change(connection, pool, Verb::Update, keys, DeployMode { dry_run, restart }, output).await?;
+            }
+            Pool::Destroy { pool, confirmation, output } => {
+                let asked = confirmation.is_needed("mvm pool destroy")?;
+                let client = connection.agent().await?;
+                if asked {
+                    confirm::by_typing(&pool.to_string(), &loss::of_pool(&client, &pool).await?)?;
+                }
+                let destroyed: Destroyed = client.delete(&pool.path()).await?;
+                output.show(&destroyed, destroyed_lines)?;
+            }
         }
         Ok(0)
     }
+}
+
+async fn change(
+    connection: &Connection,
+    PoolAddress { tenant, pool }: PoolAddress,
+    verb: Verb,
+    keys: KeyChanges,
+    mode: DeployMode,
+    output: Output,
+) -> Result<(), Failure> {
+    let of = ChangeOf::Pool { verb, pool, keys };
+    let outcome = change::send(&connection.agent().await?, &tenant, of, mode).await?;
+    output.show(&outcome, |outcome| outcome.text("this command"))
 }
 
 /// A revision as far as people compare it.

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use mvm_model::manifest::{Manifest, ManifestError};
+use mvm_model::manifest::{Manifest, ManifestError, SecretSource, is_folder};
 use mvm_protocol::SecretBytes;
-use mvm_protocol::api::{DeployRequest, SecretValue};
+use mvm_protocol::api::{DeployMode, DeployRequest, SecretValue};
 
 /// The longest secret, in bytes: what a machine is given of secrets and configuration together.
 const MAX_SECRET: u64 = 128 << 10;
@@ -15,19 +15,27 @@ const MAX_SECRET: u64 = 128 << 10;
 ///
 /// # Errors
 /// The first mistake, at the key of the file or folder.
-pub fn gather(manifest: &Manifest, folder: &Path) -> Result<DeployRequest, ManifestError> {
+pub fn gather(manifest: &Manifest, folder: &Path, mode: DeployMode) -> Result<DeployRequest, ManifestError> {
     let mut deployment = manifest.deployment.clone();
     for image in manifest.image_folders() {
-        let path = recipe(&folder.join(&image.folder)).map_err(|why| manifest.error_at(&image.key(), why))?;
+        let path = self::image(&image.folder, folder).map_err(|why| manifest.error_at(&image.key(), why))?;
         deployment.pools[image.pool].image = path;
     }
-    let mut secrets = Vec::new();
-    for source in &manifest.secrets {
+    let read = |source: &SecretSource| {
         let value =
             secret(&folder.join(&source.file)).map_err(|why| manifest.error_at(&source.file_key(), why))?;
-        secrets.push(SecretValue { scope: source.scope.clone(), key: source.key.clone(), value });
-    }
-    Ok(DeployRequest { deployment, secrets })
+        Ok(SecretValue { scope: source.scope.clone(), key: source.key.clone(), value })
+    };
+    let secrets = manifest.secrets.as_ref().map(|sources| sources.iter().map(read).collect());
+    Ok(DeployRequest { deployment, secrets: secrets.transpose()?, mode })
+}
+
+/// An image as the agent takes it: a built-in recipe's name, or the absolute path of a recipe's folder.
+///
+/// # Errors
+/// Where the folder has no recipe.
+pub fn image(image: &str, folder: &Path) -> Result<String, String> {
+    if is_folder(image) { recipe(&folder.join(image)) } else { Ok(image.to_owned()) }
 }
 
 /// The absolute path of a recipe's folder.

@@ -2,14 +2,18 @@
 
 use clap::Subcommand;
 use mvm_model::TenantId;
-use mvm_protocol::api::{Destroyed, TenantInfo, TenantSummary};
+use mvm_model::manifest::{ChangeOf, PortChanges, RouteChanges, Verb};
+use mvm_protocol::api::{DeployMode, Destroyed, TenantInfo, TenantSummary};
+use toml::Value;
 
+use crate::change::{self, Quotas, Ways};
 use crate::clock;
 use crate::confirm::{self, Confirmation};
 use crate::connection::Connection;
 use crate::failure::Failure;
-use crate::output::{Output, properties, table};
-use crate::view::{by_state, counted, list};
+use crate::loss;
+use crate::output::{self, ManifestFormat, Output, properties, table};
+use crate::view::{by_state, list};
 
 /// Commands about tenants.
 #[derive(Debug, Subcommand)]
@@ -24,6 +28,43 @@ pub enum Tenant {
     Info {
         /// The tenant
         tenant: TenantId,
+        /// How to write the result; toml is a manifest that asks for what there is
+        #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t)]
+        output: ManifestFormat,
+    },
+    /// Create a tenant without pools
+    Create {
+        /// Its name
+        tenant: TenantId,
+        /// Its network number [default: the lowest that is free]
+        #[arg(long, value_name = "N")]
+        net_id: Option<i64>,
+        /// Its subnet, inside of 10.240.0.0/12 [default: a /24 by its number]
+        #[arg(long, value_name = "NET")]
+        subnet: Option<String>,
+        /// What it may use
+        #[command(flatten)]
+        quotas: Quotas,
+        /// Change nothing: show what would change, key by key
+        #[arg(long)]
+        dry_run: bool,
+        /// How to write the result
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Change a tenant's limits, published ports and routes; what is not named stays
+    Update {
+        /// The tenant
+        tenant: TenantId,
+        /// What it may use
+        #[command(flatten)]
+        quotas: Quotas,
+        /// What leads to its machines
+        #[command(flatten)]
+        ways: Ways,
+        /// Change nothing: show what would change, key by key
+        #[arg(long)]
+        dry_run: bool,
         /// How to write the result
         #[command(flatten)]
         output: Output,
@@ -52,16 +93,40 @@ impl Tenant {
                 let tenants: Vec<TenantSummary> = connection.agent().await?.get("/v1/tenants").await?;
                 output.show(&tenants, |tenants| listing(tenants))?;
             }
+            Tenant::Info { tenant, output: ManifestFormat::Toml } => {
+                let manifest = format!("{}/manifest", path(&tenant));
+                let mut text = connection.agent().await?.text(&manifest).await?;
+                while let Some(piece) = text.piece().await? {
+                    output::write(&piece)?;
+                }
+            }
             Tenant::Info { tenant, output } => {
                 let info: TenantInfo = connection.agent().await?.get(&path(&tenant)).await?;
-                output.show(&info, details)?;
+                Output::from(output).show(&info, details)?;
+            }
+            Tenant::Create { tenant, net_id, subnet, quotas, dry_run, output } => {
+                let mut keys = quotas.keys();
+                let own = [("net_id", net_id.map(Value::from)), ("subnet", subnet.map(Value::from))];
+                keys.extend(own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), Some(value?)))));
+                let (ports, routes) = (PortChanges::default(), RouteChanges::default());
+                let of = ChangeOf::Tenant { verb: Verb::Create, keys, ports, routes };
+                change(connection, &tenant, of, dry_run, output).await?;
+            }
+            Tenant::Update { tenant, quotas, ways, dry_run, output } => {
+                let (keys, (ports, routes)) = (quotas.keys(), ways.changes());
+                if keys.is_empty() && ports == PortChanges::default() && routes == RouteChanges::default() {
+                    let message = "say what is to change: `mvm tenant update --help` lists it";
+                    return Err(Failure::Usage(message.to_owned()));
+                }
+                let of = ChangeOf::Tenant { verb: Verb::Update, keys, ports, routes };
+                change(connection, &tenant, of, dry_run, output).await?;
             }
             Tenant::Destroy { tenant, confirmation, output } => {
                 let asked = confirmation.is_needed("mvm tenant destroy")?;
                 let client = connection.agent().await?;
                 if asked {
                     let info: TenantInfo = client.get(&path(&tenant)).await?;
-                    confirm::by_typing(tenant.as_str(), &loss(&info))?;
+                    confirm::by_typing(tenant.as_str(), &loss::of_tenant(&client, &info).await?)?;
                 }
                 let destroyed: Destroyed = client.delete(&path(&tenant)).await?;
                 output.show(&destroyed, destroyed_lines)?;
@@ -75,10 +140,16 @@ fn path(tenant: &TenantId) -> String {
     format!("/v1/tenants/{tenant}")
 }
 
-fn loss(info: &TenantInfo) -> String {
-    let TenantSummary { id, pools, instances, .. } = &info.summary;
-    let pools = counted(*pools, "pool");
-    format!("This destroys {id}: {pools}, instances: {}, their data disks, its secrets.", by_state(instances))
+async fn change(
+    connection: &Connection,
+    tenant: &TenantId,
+    of: ChangeOf,
+    dry_run: bool,
+    output: Output,
+) -> Result<(), Failure> {
+    let mode = DeployMode { dry_run, restart: false };
+    let outcome = change::send(&connection.agent().await?, tenant, of, mode).await?;
+    output.show(&outcome, |outcome| outcome.text("this command"))
 }
 
 /// What was destroyed, a line each.

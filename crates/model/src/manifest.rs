@@ -127,6 +127,6 @@ impl Manifest {
 }
 
 /// Whether an image is written as a path and not as a built-in recipe's name.
-fn is_folder(image: &str) -> bool {
+pub fn is_folder(image: &str) -> bool {
     image.contains('/') || image.starts_with('.')
 }

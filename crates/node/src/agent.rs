@@ -220,16 +220,19 @@ impl Admissions {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = running.entry(tenant.id.clone()).or_default();
         let others = admitted.iter().filter(|(other, _)| **other != id).map(|(_, (other, _))| other);
-        let with_it = others.chain([&resources]);
-        let mut usage = Usage::default();
-        for machine in with_it {
-            usage.running += 1;
-            usage.vcpus += machine.vcpus;
-            usage.mem_mib += u64::from(machine.mem_mib);
-        }
-        tenant.quotas.admit(&usage)?;
+        admit_beside(tenant, others, &resources)?;
         take(admitted, id, resources);
         Ok(self.admission(tenant, id))
+    }
+
+    /// Whether another machine might run now.
+    ///
+    /// # Errors
+    /// The quota that would be passed.
+    pub fn have_room(&self, tenant: &TenantRow, resources: Resources) -> Result<(), QuotaExceeded> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = running.get(&tenant.id).into_iter().flat_map(|admitted| admitted.values());
+        admit_beside(tenant, others.map(|(other, _)| other), &resources)
     }
 
     /// Counts a machine that runs already, whatever the quota says.
@@ -254,6 +257,20 @@ impl Drop for Admission {
             admitted.remove(&self.id);
         }
     }
+}
+
+fn admit_beside<'a>(
+    tenant: &TenantRow,
+    others: impl Iterator<Item = &'a Resources>,
+    resources: &'a Resources,
+) -> Result<(), QuotaExceeded> {
+    let mut usage = Usage::default();
+    for machine in others.chain([resources]) {
+        usage.running += 1;
+        usage.vcpus += machine.vcpus;
+        usage.mem_mib += u64::from(machine.mem_mib);
+    }
+    tenant.quotas.admit(&usage)
 }
 
 fn take(admitted: &mut Admitted, id: InstanceId, resources: Resources) {

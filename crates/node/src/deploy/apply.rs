@@ -25,7 +25,9 @@ pub async fn apply(agent: &Arc<Agent>, request: Request, events: &Events) -> Res
     let _changing = agent.changing.lock().await;
     preflight(agent).await?;
     let present = present(agent, request.tenant()).await?;
-    let Wish { deployment: wanted, secrets, kept, mode } = request.wish(&present)?;
+    let wish = request.wish(&present)?;
+    wish.admit(agent, &present)?;
+    let Wish { deployment: wanted, secrets, kept, about, mode, .. } = wish;
     // Ports first: cheap to refuse, and held from here on.
     let bound = bind_ports(agent, &wanted)?;
     // What cannot be is said before images are built, as far as it does not depend on them.
@@ -34,6 +36,7 @@ pub async fn apply(agent: &Arc<Agent>, request: Request, events: &Events) -> Res
     secrets.check(&wanted)?;
     let revisions = images::of_pools(agent, &wanted, kept, mode.dry_run, events).await?;
     let mut plan = Plan::make(&present, &wanted, &revisions).map_err(at_key)?;
+    plan.keep_to(&about);
     if present.tenant.is_some() {
         plan.changes.extend(secrets.changes().into_iter().map(|how| (wanted.tenant.to_string(), how)));
     }
@@ -65,10 +68,9 @@ fn tell(present: &Present, mut wanted: Deployment, plan: Plan, restart: bool, ev
     }
     let mut changes = plan.changes;
     let outdated = if restart { plan.outdated } else { Vec::new() };
-    let of_these = |what: &str| outdated.iter().any(|id| what.ends_with(&format!("/{id}")));
-    let (restarts, differs): (Vec<_>, Vec<_>) =
-        plan.differs.into_iter().partition(|(what, _)| of_these(what));
-    changes.extend(restarts.into_iter().map(|(what, _)| (what, "restarted".to_owned())));
+    let restarted = |what: &String| outdated.iter().any(|(_, address)| address == what);
+    let differs: Vec<_> = plan.differs.into_iter().filter(|(what, _)| !restarted(what)).collect();
+    changes.extend(outdated.iter().map(|(_, address)| (address.clone(), "restarted".to_owned())));
     let count = changes.len();
     for (what, how) in changes {
         events.send(DeployEvent::Changed { what, how });

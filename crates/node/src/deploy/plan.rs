@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mvm_model::manifest::{Deployment, Problem};
-use mvm_model::{InstanceId, InstanceState, NetId, PoolSpec, TenantSubnet};
+use mvm_model::{InstanceId, InstanceState, NetId, PoolId, PoolSpec, TenantSubnet};
 
 use super::images::Revisions;
 use crate::store::{Goal, InstanceRow, PoolRow, TenantRow};
@@ -21,6 +21,17 @@ pub struct Present {
     pub others: Vec<TenantRow>,
 }
 
+/// What whoever wants something speaks about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// All that a tenant has.
+    All,
+    /// The tenant itself.
+    Tenant,
+    /// One of its pools.
+    Pool(PoolId),
+}
+
 /// What is to be done.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
@@ -35,7 +46,7 @@ pub struct Plan {
     /// What stays different, for people: the thing and how.
     pub differs: Vec<(String, String)>,
     /// Machines among these whom a restart would help, in the order in which pools start.
-    pub outdated: Vec<InstanceId>,
+    pub outdated: Vec<(InstanceId, String)>,
 }
 
 impl Plan {
@@ -62,8 +73,25 @@ impl Plan {
             let pool = instance.and_then(|i| wanted.pools.iter().find(|pool| pool.id == i.place.pool));
             pool.map_or(u8::MAX, |pool| pool.role.priority())
         };
-        plan.outdated.sort_by_key(|id| (role(id), *id));
+        plan.outdated.sort_by_key(|(id, _)| (role(id), *id));
         Ok(plan)
+    }
+
+    /// Leaves out what is none of a command's business: what differs elsewhere, and what is missing there.
+    pub fn keep_to(&mut self, about: &About) {
+        let concerns = |what: &str| match about {
+            About::All => true,
+            About::Tenant => !what.contains('/'),
+            About::Pool(pool) => what.split('/').nth(1) == Some(pool.as_str()),
+        };
+        self.changes.retain(|(what, _)| concerns(what));
+        self.differs.retain(|(what, _)| concerns(what));
+        self.outdated.retain(|(_, what)| concerns(what));
+        self.instances.retain(|(spec, _)| match about {
+            About::All => true,
+            About::Tenant => false,
+            About::Pool(pool) => spec.id == *pool,
+        });
     }
 
     fn compare_tenant(&mut self, present: &Present, wanted: &Deployment) {
@@ -129,7 +157,7 @@ impl Plan {
                     "takes the new {parts} at its next cold start (`mvm deploy --restart`, or `mvm instance stop` and `start`)"
                 );
                 self.differs.push((instance.address(), how));
-                self.outdated.push(instance.id);
+                self.outdated.push((instance.id, instance.address()));
             }
         }
     }

@@ -14,17 +14,16 @@ use crate::machine::{ActError, Asker, Machine};
 /// Where one does not come back, those after it are left as they are.
 pub(super) async fn restart(
     agent: &Arc<Agent>,
-    machines: &[InstanceId],
+    machines: &[(InstanceId, String)],
     events: &Events,
 ) -> Result<Vec<String>, ApiError> {
     let mut restarted = Vec::new();
-    for (number, id) in machines.iter().enumerate() {
+    for (number, (id, address)) in machines.iter().enumerate() {
         if events.is_abandoned() {
             return Err(failed("the restarts were abandoned"));
         }
         let Some(machine) = agent.machine(*id) else { continue };
-        let address = machine.view().row.address();
-        events.step(&address, format!("restarting ({} of {})", number + 1, machines.len()));
+        events.step(address, format!("restarting ({} of {})", number + 1, machines.len()));
         let how = one(agent, &machine).await.map_err(|error| {
             let left = machines.len() - number - 1;
             failed(format!(
@@ -34,7 +33,7 @@ pub(super) async fn restart(
         if let Some(how) = how {
             events.send(DeployEvent::Changed { what: address.clone(), how });
         }
-        restarted.push(address);
+        restarted.push(address.clone());
     }
     Ok(restarted)
 }

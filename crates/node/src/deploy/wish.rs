@@ -6,9 +6,9 @@ use mvm_model::{PoolId, RoutingTable};
 use mvm_protocol::api::{ApiError, ChangeRequest, DeployMode, DeployRequest, ErrorCode, SecretValue};
 
 use super::images::Revisions;
-use super::plan::Present;
+use super::plan::{About, Present};
 use super::{at_key, failed};
-use crate::agent::AgentError;
+use crate::agent::{Agent, AgentError};
 use crate::store::{PoolRow, TenantRow};
 
 /// How it was said.
@@ -28,6 +28,9 @@ pub(super) struct Wish {
     pub(super) secrets: Option<Vec<SecretValue>>,
     /// Revisions of pools whose images stay as they are.
     pub(super) kept: Revisions,
+    pub(super) about: About,
+    /// The pool of which one more instance is to begin now.
+    pub(super) one_more: Option<PoolId>,
     pub(super) mode: DeployMode,
 }
 
@@ -50,13 +53,23 @@ impl Request {
 
     pub(super) fn wish(self, present: &Present) -> Result<Wish, ApiError> {
         match self {
-            Request::Manifest(DeployRequest { deployment, secrets, mode }) => {
-                Ok(Wish { deployment, secrets, kept: Revisions::new(), mode })
-            }
+            Request::Manifest(DeployRequest { deployment, secrets, mode }) => Ok(Wish {
+                deployment,
+                secrets,
+                kept: Revisions::new(),
+                about: About::All,
+                one_more: None,
+                mode,
+            }),
             Request::Change(ChangeRequest { change, mode }) => {
                 let deployment = changed(&change, present)?;
                 let kept = kept(&deployment, &present.pools);
-                Ok(Wish { deployment, secrets: None, kept, mode })
+                let (about, one_more) = match change.of {
+                    ChangeOf::Tenant { .. } => (About::Tenant, None),
+                    ChangeOf::Pool { pool, .. } => (About::Pool(pool), None),
+                    ChangeOf::Instance { pool, .. } => (About::Pool(pool.clone()), Some(pool)),
+                };
+                Ok(Wish { deployment, secrets: None, kept, about, one_more, mode })
             }
         }
     }
@@ -96,6 +109,21 @@ fn changed(change: &Change, present: &Present) -> Result<Deployment, ApiError> {
         ChangeOf::Pool { .. } | ChangeOf::Tenant { .. } => 0,
     };
     change.of.apply(&deployment, u32::try_from(have).map_err(failed)?).map_err(at_key)
+}
+
+impl Wish {
+    /// Whether an instance that is to begin now may run beside those that do: one that is to sleep runs once before. It
+    /// would be there and not be what was asked for.
+    pub(super) fn admit(&self, agent: &Agent, present: &Present) -> Result<(), ApiError> {
+        let pool =
+            self.one_more.as_ref().and_then(|id| self.deployment.pools.iter().find(|pool| pool.id == *id));
+        let (Some(pool), Some(tenant)) = (pool, &present.tenant) else { return Ok(()) };
+        let room = agent.admissions.have_room(tenant, pool.resources);
+        room.map_err(|exceeded| {
+            let message = format!("{exceeded}: so many run now, and one that is to sleep runs once before");
+            ApiError::new(ErrorCode::Refused, message)
+        })
+    }
 }
 
 impl Present {

@@ -245,6 +245,39 @@ fn resources() -> Resources {
 }
 
 #[test]
+fn a_command_leaves_alone_what_is_not_its_business() {
+    let mut wanted = with("mem_mib = 256", "mem_mib = 512");
+    wanted.quotas.max_pools = Some(9);
+    let mut present = alice();
+    present.instances.retain(|instance| instance.id != InstanceId::new(2));
+    let about = |about: About| {
+        let mut plan = make(&present, &wanted);
+        plan.keep_to(&about);
+        (lines(&plan.changes), plan.instances.len(), plan.differs.len(), plan.outdated.len())
+    };
+    assert_eq!(about(About::Tenant), (vec!["alice: quotas changed".to_owned()], 0, 0, 0));
+    assert_eq!(about(About::Pool("gateways".parse().unwrap())), (vec![], 0, 0, 0));
+    let (changes, created, differs, outdated) = about(About::Pool("workers".parse().unwrap()));
+    assert_eq!(changes, ["alice/workers: resources changed", "alice/workers: 1 instance created"]);
+    assert_eq!((created, differs, outdated), (1, 2, 2));
+    assert_eq!(about(About::All).0.len(), 3);
+}
+
+#[test]
+fn restarts_come_in_the_order_in_which_pools_start() {
+    let mut wanted = deployment(ALICE);
+    for pool in &mut wanted.pools {
+        pool.resources.vcpus = 1;
+    }
+    wanted.pools.reverse();
+    let plan = make(&alice(), &wanted);
+    let order: Vec<&str> = plan.outdated.iter().map(|(_, address)| address.as_str()).collect();
+    let workers = ["i-00000001", "i-00000002", "i-00000003"].map(|id| format!("alice/workers/{id}"));
+    assert_eq!(order[0], "alice/gateways/i-00000000");
+    assert_eq!(order[1..], workers);
+}
+
+#[test]
 fn a_new_revision_is_taken_at_the_next_cold_start() {
     let mut newer = revisions();
     newer.insert("workers".parse().unwrap(), "python-2".to_owned());

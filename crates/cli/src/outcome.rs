@@ -1,0 +1,186 @@
+//! What a deployment or a change comes to: how it goes, what it changed, how that is told.
+
+use mvm_model::TenantId;
+use mvm_model::manifest::Difference;
+use mvm_protocol::api::{DeployEvent, DeployMode};
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::progress::{Extent, Progress};
+use crate::view::counted;
+
+/// What a deployment came to, or would.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The tenant.
+    pub tenant: String,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// How many changes were made.
+    pub changes: usize,
+    /// What changed.
+    pub changed: Vec<Line>,
+    /// What is not as it is wanted, and stays.
+    pub differs: Vec<Line>,
+    /// Instances that were created.
+    pub created: Vec<Created>,
+    /// Where nothing was done: each key that would be another.
+    pub diff: Vec<Difference>,
+}
+
+/// A thing and what is to say of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// Its address.
+    pub what: String,
+    /// In words.
+    pub how: String,
+}
+
+/// An instance that was created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Created {
+    /// Its address.
+    pub instance: String,
+    /// Its address on the tenant's network.
+    pub ip: String,
+}
+
+/// Sends what is wanted and shows how it goes.
+///
+/// # Errors
+/// What the agent says, or that it does not.
+pub async fn follow(
+    client: &Client,
+    path: &str,
+    request: &impl Serialize,
+    mut outcome: Outcome,
+) -> Result<Outcome, Failure> {
+    let mut lines = client.post_for_lines(path, request).await?;
+    let mut progress = Progress::new();
+    let result = loop {
+        let event = match lines.next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => break Err(client.broken("it stopped in the middle of it")),
+            Err(failure) => break Err(failure),
+        };
+        match event {
+            DeployEvent::Step { what, doing, done, total } => {
+                progress.step(&what, &doing, Extent { done, total });
+            }
+            DeployEvent::Differ(difference) => outcome.diff.push(difference),
+            DeployEvent::Created { instance, ip } => {
+                outcome.created.push(Created { instance, ip: ip.to_string() });
+            }
+            DeployEvent::Changed { what, how } => {
+                progress.finished(&what);
+                outcome.changed.push(Line { what, how });
+            }
+            DeployEvent::Differs { what, how } => outcome.differs.push(Line { what, how }),
+            DeployEvent::Done { changes } => {
+                outcome.changes = changes;
+                break Ok(outcome);
+            }
+            DeployEvent::Failed { error } => break Err(Failure::Refused(error)),
+        }
+    };
+    progress.end();
+    result
+}
+
+impl Outcome {
+    /// Of nothing so far.
+    pub fn new(tenant: &TenantId, mode: DeployMode) -> Self {
+        Self { tenant: tenant.to_string(), dry_run: mode.dry_run, ..Self::default() }
+    }
+
+    /// For people. Where nothing was to do, `source` is what says how it is to be: a file, a command.
+    pub fn text(&self, source: &str) -> String {
+        let Self { tenant, changes, .. } = self;
+        let mut lines = self.diff_lines();
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.extend(self.changed.iter().map(|Line { what, how }| format!("{what}: {how}")));
+        lines.push(match changes {
+            0 if self.differs.is_empty() => format!("nothing to do: {tenant} is as {source} says"),
+            0 => format!("nothing to do: what differs from {source} stays as it is"),
+            _ if self.dry_run => {
+                format!("{tenant}: {} would be made; nothing was done", counted(*changes, "change"))
+            }
+            _ => format!("{tenant}: {} made", counted(*changes, "change")),
+        });
+        lines.extend(self.differs.iter().map(|Line { what, how }| format!("differs: {what}: {how}")));
+        lines.join("\n")
+    }
+
+    /// A line for each thing of which a key would be another, and one or two for each such key.
+    fn diff_lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for of_one in self.diff.chunk_by(|a, b| a.what == b.what) {
+            let sign = match of_one {
+                all if all.iter().all(|difference| difference.from.is_none()) => '+',
+                all if all.iter().all(|difference| difference.to.is_none()) => '-',
+                _ => '~',
+            };
+            lines.extend(of_one.first().map(|first| format!("{sign} {}", first.what)));
+            for Difference { key, from, to, .. } in of_one {
+                let sides = [('-', from), ('+', to)]
+                    .into_iter()
+                    .filter_map(|(sign, value)| Some((sign, value.as_ref()?)));
+                lines.extend(sides.map(|(sign, value)| format!("{sign}   {key} = {value}")));
+            }
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(what: &str, how: &str) -> Line {
+        Line { what: what.into(), how: how.into() }
+    }
+
+    #[test]
+    fn an_outcome_says_what_changed_and_what_differs() {
+        let mut outcome = Outcome { tenant: "alice".into(), ..Outcome::default() };
+        assert_eq!(outcome.text("d.toml"), "nothing to do: alice is as d.toml says");
+        outcome.differs.push(line("alice/workers", "3 instances, 2 wanted"));
+        let differs = "differs: alice/workers: 3 instances, 2 wanted";
+        let only = format!("nothing to do: what differs from d.toml stays as it is\n{differs}");
+        assert_eq!(outcome.text("d.toml"), only);
+        outcome.changed.push(line("alice/gateways", "created"));
+        outcome.changes = 1;
+        let both = format!("alice/gateways: created\nalice: 1 change made\n{differs}");
+        assert_eq!(outcome.text("d.toml"), both);
+    }
+
+    #[test]
+    fn what_would_be_is_told_as_a_diff() {
+        let difference = |what: &str, key: &str, from: Option<i64>, to: Option<i64>| Difference {
+            what: what.to_owned(),
+            key: key.to_owned(),
+            from: from.map(Into::into),
+            to: to.map(Into::into),
+        };
+        let outcome = Outcome {
+            tenant: "alice".into(),
+            dry_run: true,
+            changes: 2,
+            changed: vec![line("alice/workers", "resources changed")],
+            diff: vec![
+                difference("alice/workers", "vcpus", Some(1), Some(2)),
+                difference("alice/workers", "spares", None, Some(0)),
+                difference("route x", "port", None, Some(1)),
+                difference("route y", "port", Some(1), None),
+            ],
+            ..Outcome::default()
+        };
+        let expected = "~ alice/workers\n-   vcpus = 1\n+   vcpus = 2\n+   spares = 0\n+ route x\n+   port = 1\n\
+             - route y\n-   port = 1\n\nalice/workers: resources changed\nalice: 2 changes would be made; nothing was done";
+        assert_eq!(outcome.text("d.toml"), expected);
+    }
+}

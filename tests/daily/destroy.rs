@@ -1,0 +1,82 @@
+//! Destroying: what is lost is listed, the name has to be typed, and what was begun is finished.
+
+use mvm_harness::{Echo, Lab, Terminal, assert_tidy, kill_at};
+
+use crate::shell::{MANIFEST, POOL};
+
+/// Types a name at the question of a command; what the question said, and the exit code.
+fn answer(lab: &Lab, command: &[&str], losses: &[&str], name: &str) -> i32 {
+    let mut terminal = Terminal::open(lab, command, (160, 40));
+    for loss in losses {
+        terminal.wait_for(loss);
+    }
+    terminal.wait_for("to go on:");
+    terminal.type_in(&format!("{name}\r"));
+    terminal.end()
+}
+
+#[test]
+fn what_is_lost_is_listed_and_the_name_is_typed() {
+    let lab = Lab::new();
+    lab.file("key", "hunter2");
+    let ways = "[[publish]]\nport = 8080\npool = \"workers\"\ntarget_port = 80\n[[routes]]\nname = \"all\"\n\
+        match_rule = { port = 80 }\ntarget = { pool_id = \"workers\", instance_selector = \"any\", target_port = 80 }\n\
+        [secrets]\napi_key = { file = \"./key\" }\n";
+    lab.deploy(&format!("{MANIFEST}{ways}"));
+    let instance = lab.instances(POOL)[0].clone();
+    let id = instance.rsplit('/').next().unwrap();
+    lab.mvm(&["instance", "sleep", POOL]);
+
+    let machine = format!("{instance} (sleeping): data disk ");
+    let of_pool = [
+        "This destroys alice/workers:",
+        &machine,
+        "snapshot ",
+        "published ports: 127.0.0.1:8080",
+        "routes: all",
+    ];
+    let of_tenant =
+        [&["This destroys alice:", "pools: workers"], &of_pool[1..], &["secrets: default/API_KEY"]].concat();
+    let of_instance = ["This destroys ", &machine, "snapshot "];
+    for (command, losses, name) in [
+        (["instance", "destroy", POOL], of_instance.as_slice(), "alice"),
+        (["pool", "destroy", POOL], of_pool.as_slice(), "workers"),
+        (["tenant", "destroy", "alice"], of_tenant.as_slice(), POOL),
+    ] {
+        assert_eq!(answer(&lab, &command, losses, name), 1, "{command:?}");
+        assert_eq!(lab.state(POOL), "sleeping");
+    }
+    assert_eq!(answer(&lab, &["instance", "destroy", POOL], &of_instance, id), 0);
+    assert_eq!(lab.instances(POOL).len(), 0);
+    assert_eq!(answer(&lab, &["pool", "destroy", POOL], &["0 instances"], POOL), 0);
+    let info = lab.json(&["tenant", "info", "alice"]);
+    assert_eq!(info["pool_ids"].as_array().unwrap().len(), 0);
+    assert_eq!(answer(&lab, &["tenant", "destroy", "alice"], &["secrets: default/API_KEY"], "alice"), 0);
+    assert_tidy(&lab);
+}
+
+#[test]
+fn a_pool_goes_with_what_leads_to_it_and_its_gateways_are_told() {
+    let mut lab = Lab::new();
+    let manifest = Echo::default().manifest();
+    lab.deploy(&manifest);
+    assert_eq!(lab.get(8080, "/hello").status, 200);
+    let gone = lab.json(&["pool", "destroy", "alice/workers", "--force"]);
+    assert_eq!(gone["destroyed"].as_array().unwrap().len(), 2, "{gone}");
+    lab.wait_for("the gateway has no route any more", || lab.try_get(8080, "/hello").is_none());
+    assert_eq!(lab.events("alice", "PoolDestroyed").len(), 1);
+    assert_eq!(lab.vmms().len(), 1, "its base and its spares are gone, too");
+    assert!(lab.deploy(&lab.mvm(&["tenant", "info", "alice", "-o", "toml"])).contains("nothing to do"));
+    assert_tidy(&lab);
+
+    // Whenever the agent dies in the middle of it, the next one goes on.
+    for point in ["pool-destroy:marked", "pool-destroy:machines-gone"] {
+        lab.deploy(&manifest);
+        kill_at(&mut lab, point, &["pool", "destroy", "alice/gateways", "--force"]);
+        let pools = || lab.json(&["pool", "list", "alice"]).as_array().unwrap().len();
+        lab.wait_for("the pool is gone", || pools() == 1);
+        assert!(lab.try_get(8080, "/hello").is_none(), "its port is closed");
+        assert_tidy(&lab);
+    }
+    assert!(lab.deploy(&manifest).contains("alice/gateways: created"));
+}
