@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use mvm_harness::{Lab, Value, checkout, json};
+use mvm_harness::{Echo, Lab, Value, assert_tidy, checkout, json, kill_at};
 
 /// Small machines of a gateway and a worker pool, so many of each.
 fn manifest(gateways: u32, workers: u32, sleeping: u32, keys: &str) -> String {
@@ -178,6 +178,31 @@ fn machines_that_differ_are_restarted_one_after_another_gateways_first() {
     let again = deploy(&lab, &image, &["--restart"]);
     assert_eq!((&again["changes"], &again["differs"]), (&json!(0), &json!([])), "{again}");
     assert_eq!(lives(), generations);
+}
+
+#[test]
+fn messages_wait_for_a_restart_and_the_next_agent_finishes_one() {
+    let mut lab = Lab::new();
+    let of =
+        |worker: u32| Echo::default().manifest().replace("mem_mib = 256", &format!("mem_mib = {worker}"));
+    lab.deploy(&of(256));
+    let path = lab.file("deployment.toml", &of(272));
+    let mut restarting = lab.mvm_beside(&["deploy", path.to_str().unwrap(), "--restart"]);
+    while restarting.try_wait().unwrap().is_none() {
+        let answer = lab.get(8080, "/hello");
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert!(restarting.wait().unwrap().success());
+    assert_eq!(lab.info("alice/workers")["mem_mib"], 272);
+
+    for (memory, point) in [(256, "stop:begun"), (272, "stop:ended"), (256, "start:begun")] {
+        lab.file("deployment.toml", &of(memory));
+        kill_at(&mut lab, point, &["deploy", path.to_str().unwrap(), "--restart"]);
+        lab.settle();
+        let info = lab.info("alice/workers");
+        assert_eq!((&info["state"], &info["mem_mib"]), (&json!("running"), &json!(memory)), "{point}");
+        assert_tidy(&lab);
+    }
 }
 
 #[test]

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use mvm_model::{InstanceId, InstanceState};
+use mvm_model::InstanceId;
 use mvm_protocol::api::{ApiError, DeployEvent};
 
 use super::plan::outdated_parts;
 use super::{Events, failed};
 use crate::agent::Agent;
-use crate::machine::{ActError, Asker, Machine};
+use crate::machine::{ActError, Machine};
 
 /// Restarts these one after another, in this order, as far as they still need it; gives the addresses of those that were.
 /// Where one does not come back, those after it are left as they are.
@@ -38,26 +38,14 @@ pub(super) async fn restart(
     Ok(restarted)
 }
 
-/// In words what was done, if it still needed it. Afterwards it is in the state that it was in.
+/// In words what was done, if it still needed it.
 async fn one(agent: &Arc<Agent>, machine: &Machine) -> Result<Option<String>, ActError> {
     machine.settled().await?;
     let failed = |error: crate::agent::AgentError| ActError::Failed(error.to_string());
     let pool = agent.pool(&machine.place.tenant, &machine.place.pool).await.map_err(failed)?;
     let row = machine.view().row;
     let Some(parts) = outdated_parts(&row, &pool) else { return Ok(None) };
-    // Whether it may run again has to be certain before it is stopped.
-    let tenant = agent.tenant(&machine.place.tenant).await.map_err(failed)?;
-    let admission = agent.admissions.admit(&tenant, machine.id, pool.spec.resources);
-    let _admission = admission.map_err(|exceeded| ActError::Failed(exceeded.to_string()))?;
-    // Asked for together, so that no message finds it stopped in between.
-    let (stopped, ran) = tokio::join!(biased; machine.stop(), machine.run(Asker::Person));
-    stopped?;
-    ran?;
-    match row.state {
-        InstanceState::Sleeping => machine.sleep(Asker::Person).await.map(drop)?,
-        InstanceState::Warm => machine.warm(Asker::Person).await.map(drop)?,
-        _ => {}
-    }
+    machine.restart().await?;
     let start = machine.view().row.last_start;
     let how = start.map_or(String::new(), |start| format!(" ({} in {:.0} ms)", start.how, start.total_ms));
     Ok(Some(format!("restarted with the new {parts}{how}")))

@@ -116,6 +116,9 @@ enum Command {
     Stop {
         reply: Reply<Outcome>,
     },
+    Restart {
+        reply: Reply<Outcome>,
+    },
     Destroy {
         reply: Reply<()>,
     },
@@ -165,6 +168,7 @@ impl std::fmt::Debug for Command {
             Command::Sleep { .. } => "Sleep",
             Command::Warm { .. } => "Warm",
             Command::Stop { .. } => "Stop",
+            Command::Restart { .. } => "Restart",
             Command::Destroy { .. } => "Destroy",
             Command::Session { .. } => "Session",
             Command::Settled { .. } => "Settled",
@@ -213,6 +217,14 @@ impl Machine {
     /// [`ActError`].
     pub async fn stop(&self) -> Result<Outcome, ActError> {
         self.ask(|reply| Command::Stop { reply }).await
+    }
+
+    /// Has it start anew from its disk, where it runs, is paused or sleeps, and be the same again.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn restart(&self) -> Result<Outcome, ActError> {
+        self.ask(|reply| Command::Restart { reply }).await
     }
 
     /// Ends it and removes everything it had.
@@ -284,8 +296,11 @@ impl Machine {
 
     /// Whether a message may make it run.
     pub fn wakeable(&self, restart: RestartPolicy) -> bool {
-        match self.state() {
-            InstanceState::Stopped | InstanceState::Destroyed | InstanceState::Created => false,
+        let row = self.view().row;
+        match row.state {
+            InstanceState::Destroyed | InstanceState::Created => false,
+            // One that is being restarted is on its way.
+            InstanceState::Stopped => row.goal.is_some(),
             InstanceState::Failed => restart != RestartPolicy::Never,
             _ => true,
         }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use mvm_model::{InstanceState, Operation};
 use mvm_protocol::control::GuestRequest;
 
-use super::task::Task;
-use super::{ActError, Outcome};
+use super::task::{Task, failed};
+use super::{ActError, Asker, Outcome};
 use crate::kill_point::{KillPoint, reached};
-use crate::store::{Audit, Intent};
+use crate::store::{Audit, Goal, Intent};
 
 /// What a VMM gets beyond the guest's own grace to end after its guest has powered off.
 const POWER_OFF: Duration = Duration::from_secs(5);
@@ -20,11 +20,49 @@ impl Task {
         }
         self.row.state.after(Operation::Stop)?;
         let grace = self.pool().await?.runtime_policy.graceful_shutdown_seconds;
+        self.row.goal = None;
         self.begin(Intent::Stop).await?;
         reached(KillPoint::StopBegun);
         let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
         reached(KillPoint::StopShutDown);
         self.finish_stop(orderly).await;
+        Ok(Outcome::Done)
+    }
+
+    /// Shuts it down and starts it from its disk, with what its pool has now; afterwards it is in the state that it was in.
+    /// That is its goal until it is there, so that the next agent goes on with it, and a message that comes meanwhile waits.
+    pub(super) async fn restart(&mut self) -> Result<Outcome, ActError> {
+        let before = self.row.state;
+        let goal = match before {
+            InstanceState::Running | InstanceState::Warm => Goal::Running,
+            InstanceState::Sleeping => Goal::Sleeping,
+            _ => return Ok(Outcome::Already),
+        };
+        let pool = self.pool().await?;
+        self.tenant = self.agent.tenant(&self.tenant.id).await.map_err(failed)?;
+        // Whether it may run again is certain before it is stopped.
+        let _admission = self.agent.admissions.admit(&self.tenant, self.row.id, pool.resources)?;
+        self.row.goal = Some(goal);
+        if let Err(error) = self.begin(Intent::Stop).await {
+            self.row.goal = None;
+            return Err(error);
+        }
+        reached(KillPoint::StopBegun);
+        if before == InstanceState::Running {
+            // Messages in hand are finished first.
+            let drain = Duration::from_secs(pool.runtime_policy.drain_timeout_seconds.into());
+            let _ = tokio::time::timeout(drain, self.leases.none()).await;
+        }
+        let grace = pool.runtime_policy.graceful_shutdown_seconds;
+        let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
+        reached(KillPoint::StopShutDown);
+        self.finish_stop(orderly).await;
+        self.bring_up(Asker::Person).await?;
+        match before {
+            InstanceState::Sleeping => self.sleep(Asker::Person).await?,
+            InstanceState::Warm => self.warm(Asker::Person).await?,
+            _ => Outcome::Done,
+        };
         Ok(Outcome::Done)
     }
 
@@ -55,7 +93,6 @@ impl Task {
             (false, false) => "its VMM was ended",
         };
         self.row.reason = None;
-        self.row.goal = None;
         self.settle(Operation::Stop, Audit::new(self.row.address(), "InstanceStopped", detail)).await;
     }
 }

@@ -157,6 +157,10 @@ impl Task {
                 let done = self.stop().await;
                 answer(reply, done);
             }
+            Command::Restart { reply } => {
+                let done = self.restart().await;
+                answer(reply, done);
+            }
             Command::Session { reply } => {
                 let session = self.talk();
                 answer(reply, session);
@@ -221,7 +225,9 @@ impl Task {
     /// Whether a message may make it run.
     async fn admit_message(&self) -> Result<(), ActError> {
         match self.row.state {
-            InstanceState::Stopped => Err(ActError::Stopped { address: self.row.address() }),
+            InstanceState::Stopped if self.row.goal.is_none() => {
+                Err(ActError::Stopped { address: self.row.address() })
+            }
             InstanceState::Failed if self.pool().await?.restart == RestartPolicy::Never => {
                 Err(ActError::NeverRestarted {
                     address: self.row.address(),
