@@ -18,7 +18,9 @@
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}` | → [`InstanceInfo`] |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/{act}` | [`Act`] as the last part → [`ActDone`] |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/exec` | [`ExecRequest`], upgrade to [`UPGRADE`] → records |
-//! | `GET /v1/instances/{tenant}/{pool}/{instance}/logs?service=` | → text |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/logs` | [`LogsRequest`], upgrade to [`UPGRADE`] → records |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/copy` | [`CopyRequest`], upgrade to [`UPGRADE`] → records as of [`GuestRequest::Copy`](crate::control::GuestRequest::Copy) |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/forward` | [`ForwardRequest`], upgrade to [`UPGRADE`] → records of one connection |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}/stats` | → [`InstanceStats`], of one |
 //! | `DELETE /v1/instances/{tenant}/{pool}/{instance}` | → [`Destroyed`] |
 //! | `GET /v1/stats?tenant=&pool=` | → [`InstanceStats`], measured over half a second |
@@ -51,9 +53,9 @@ pub use usage::{
 };
 
 use crate::SecretBytes;
-use crate::control::TerminalSize;
+use crate::control::{CopyDirection, TerminalSize};
 
-/// The protocol that an exec request upgrades to: [`crate::record`]s.
+/// The protocol that exec, logs, copy and forward upgrade to: [`crate::record`]s.
 pub const UPGRADE: &str = "mvm-records";
 /// The header of an upgrade that says how long the machine took to wake for it, in milliseconds.
 pub const WOKEN: &str = "mvm-woken-ms";
@@ -454,6 +456,42 @@ pub struct ExecRequest {
     /// On a terminal of its own of this size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<TerminalSize>,
+}
+
+/// Show a log: standard output has its text, standard error what there is to say about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsRequest {
+    /// Only what this service wrote.
+    #[serde(default)]
+    pub service: Option<String>,
+    /// The console's log in place of the services'.
+    #[serde(default)]
+    pub console: bool,
+    /// Go on with what is written from now on.
+    #[serde(default)]
+    pub follow: bool,
+    /// Only what was written since, in milliseconds since 1970.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
+    /// Of each log at most so many last lines.
+    #[serde(default)]
+    pub tail: Option<u64>,
+}
+
+/// Copy files into a machine or out of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRequest {
+    /// A path in the machine.
+    pub path: String,
+    /// Which way.
+    pub direction: CopyDirection,
+}
+
+/// Connect to a port of a machine's loopback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForwardRequest {
+    /// The port.
+    pub port: u16,
 }
 
 /// One entry of a tenant's audit log: each names the hash of the one before.

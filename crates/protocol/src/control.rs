@@ -146,11 +146,114 @@ pub enum GuestRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         terminal: Option<TerminalSize>,
     },
-    /// Send a service's log. The stream goes on with records.
+    /// Send what services wrote. The stream goes on with records: standard error has a [`LogPlace`] before each piece of
+    /// text that does not follow the one before, standard output the text.
     Logs {
         /// One service; all where absent.
         #[serde(default)]
         service: Option<String>,
+        /// Go on with what they write from now on.
+        #[serde(default)]
+        follow: bool,
+        /// Only what was written since, in milliseconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since_ms: Option<u64>,
+        /// Of each log at most so many last lines.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tail: Option<u64>,
+        /// What was sent already, by service: those logs go on there.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        after: BTreeMap<String, LogPosition>,
+    },
+    /// Copy files. The stream goes on with records: the tar archive as standard input or output up to its `Eof`, the other
+    /// way or beside it [`CopyNote`]s on standard error, and an exit code.
+    Copy {
+        /// A path in the machine.
+        path: String,
+        /// Into the machine, or out of it.
+        direction: CopyDirection,
+    },
+    /// Connect to a port of the machine's loopback. The stream goes on with records: standard input and output, each up to
+    /// its `Eof`.
+    Forward {
+        /// The port.
+        port: u16,
+    },
+}
+
+/// Where in a log something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// Which log: when it was begun. Another one after a start, the same after a sleep.
+    pub log: u64,
+    /// How many bytes were written to it before.
+    pub at: u64,
+}
+
+/// Whose text follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPlace {
+    /// The service.
+    pub service: String,
+    /// Where the text begins.
+    pub position: LogPosition,
+}
+
+/// Which way files are copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyDirection {
+    /// Into the machine, where the copy lands as `docker cp` decides it.
+    In {
+        /// What is copied.
+        what: Copied,
+    },
+    /// Out of the machine.
+    Out,
+}
+
+/// What is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Copied {
+    /// A file or a symbolic link with this name.
+    File(String),
+    /// A folder with this name; without one, what is in it.
+    Folder(Option<String>),
+    /// A tar archive of whatever there is in it.
+    Archive,
+}
+
+/// What a guest says about a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CopyNote {
+    /// Out of the machine, first of all: what it is.
+    Begins {
+        /// A folder; else a file or a symbolic link.
+        is_folder: bool,
+        /// How long the archive is, about.
+        bytes: u64,
+    },
+    /// Something is neither file nor folder nor symbolic link, and is not copied.
+    LeftOut {
+        /// What and where: `socket /run/x`.
+        what: String,
+    },
+    /// It is not, or not whole.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// Into the machine: all is written.
+    Done {
+        /// Where.
+        path: String,
+        /// Files.
+        files: u64,
+        /// Folders.
+        folders: u64,
+        /// Symbolic links.
+        links: u64,
+        /// Bytes in files.
+        bytes: u64,
     },
 }
 
@@ -237,7 +340,7 @@ pub enum GuestReply {
     },
     /// To Ping.
     Pong,
-    /// To Exec and Logs: records follow.
+    /// To Exec, Logs, Copy and Forward: records follow.
     Started,
     /// To anything that could not be done or is not known.
     Error {

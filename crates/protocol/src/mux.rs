@@ -11,6 +11,9 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompat
 use crate::session::MAX_BODY;
 use crate::{MAX_GATEWAY_STREAMS, Port};
 
+/// What may be on its way in one stream and is not read yet, in bytes: the least that the multiplexer has.
+const WINDOW: usize = 256 * 1024;
+
 /// One stream. Dropping it without a shutdown resets it.
 pub type Stream = Compat<yamux::Stream>;
 
@@ -55,7 +58,9 @@ where
     let mut config = yamux::Config::default();
     // Above our own limits, which refuse politely; past this one the session ends.
     config.set_max_num_streams(2 * MAX_GATEWAY_STREAMS);
-    config.set_max_connection_receive_window(None);
+    // What every stream has from the beginning and no more: windows would grow with every byte that waits in the port,
+    // and a machine would have to keep in memory what its disk is too slow for.
+    config.set_max_connection_receive_window(Some(2 * MAX_GATEWAY_STREAMS * WINDOW));
     config.set_split_send_size(MAX_BODY);
     let mode = match side {
         Side::Host => yamux::Mode::Client,
