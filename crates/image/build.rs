@@ -50,7 +50,8 @@ fn run() -> Result<()> {
 
 /// A nested cargo, with a target folder of its own: the outer one holds its target folder's lock.
 fn build_guest(workspace: &Path) -> Result<PathBuf> {
-    for watched in ["crates/guest", "crates/protocol", "crates/model", "Cargo.toml", "Cargo.lock"] {
+    let crates = ["crates/guest", "crates/protocol", "crates/model", "crates/transfer"];
+    for watched in crates.into_iter().chain(["Cargo.toml", "Cargo.lock"]) {
         println!("cargo:rerun-if-changed={}", workspace.join(watched).display());
     }
     let target = if has_target(MUSL)? { MUSL } else { GNU };

@@ -136,8 +136,16 @@ async fn config_and_secrets_are_in_place(session: &Session) {
 
 async fn services_run_and_are_started_again(session: &Session) {
     let mut stream = session.open().await;
-    let logs = GuestRequest::Logs { service: Some("prepare".to_owned()) };
+    let logs = GuestRequest::Logs {
+        service: Some("prepare".to_owned()),
+        follow: false,
+        since_ms: None,
+        tail: None,
+        after: Default::default(),
+    };
     assert_eq!(ask(&mut stream, &logs).await, GuestReply::Started);
+    let place = record::read(&mut stream).await.unwrap().unwrap();
+    assert!(matches!(place, Record::Stderr(_)), "{place:?}");
     let log = record::read(&mut stream).await.unwrap().unwrap();
     assert_eq!(log, Record::Stdout(b"prepared by 2001 with first\n".to_vec()));
     let (pid, _) = session.sh("pidof httpd").await;

@@ -1,6 +1,7 @@
 //! The hands themselves.
 
 use std::collections::HashMap;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -173,7 +174,8 @@ impl Host {
             | Request::Scrub(_)
             | Request::RemoveRevision(_)
             | Request::TrimConsole(_)
-            | Request::ConsoleTail(_) => self.blocking(move |inner| inner.at_once(request)).await,
+            | Request::ConsoleTail(_)
+            | Request::ReadConsole { .. } => self.blocking(move |inner| inner.at_once(request)).await,
             Request::Launch(launch) => self.start_vmm(*launch).await.map(Reply::Launched),
             Request::Reattach { instance, process, port } => {
                 done(self.take_up(instance, &process, port).await)
@@ -322,6 +324,11 @@ impl Inner {
                 let text = std::fs::read(self.console_of(instance)).unwrap_or_default();
                 return Ok(Reply::Console(last_lines(&text)));
             }
+            Request::ReadConsole { instance, from } => {
+                let path = self.console_of(instance);
+                let (text, next) = read_after(&path, from).map_err(HostError::at(&path))?;
+                return Ok(Reply::ConsolePiece(text, next));
+            }
             _ => return Err(HostError::Confused),
         }
         Ok(Reply::Done)
@@ -342,6 +349,27 @@ impl Inner {
 const CONSOLE_BYTES: u64 = 1 << 20;
 /// Lines of a console that are shown with a failure.
 const TAIL_LINES: usize = 5;
+
+/// What is read of one at once.
+const CONSOLE_PIECE: u64 = 64 * 1024;
+
+/// Some of a file, and where what follows begins.
+fn read_after(path: &std::path::Path, from: u64) -> std::io::Result<(Vec<u8>, u64)> {
+    let mut file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+        Err(error) => return Err(error),
+    };
+    let length = file.metadata()?.len();
+    if from > length {
+        return Ok((Vec::new(), length));
+    }
+    file.seek(SeekFrom::Start(from))?;
+    let mut text = Vec::new();
+    file.take(CONSOLE_PIECE).read_to_end(&mut text)?;
+    let next = from + text.len() as u64;
+    Ok((text, next))
+}
 
 fn last_lines(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);

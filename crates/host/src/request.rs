@@ -131,6 +131,13 @@ pub enum Request {
     TrimConsole(InstanceId),
     /// The last lines of the console's log.
     ConsoleTail(InstanceId),
+    /// Read some of the console's log.
+    ReadConsole {
+        /// The instance.
+        instance: InstanceId,
+        /// After so many bytes.
+        from: u64,
+    },
     /// Why did the host end a VMM by itself?
     WhyEnded(InstanceId),
     /// Was a VMM killed?
@@ -200,6 +207,8 @@ pub enum Reply {
     Ended(bool),
     /// To ConsoleTail.
     Console(Option<String>),
+    /// To ReadConsole: some of it, and how many bytes are before what follows.
+    ConsolePiece(Vec<u8>, u64),
     /// To WhyEnded; nothing where it did not.
     Why(Option<String>),
     /// To MemoryUsage.
@@ -442,6 +451,12 @@ impl Host {
     /// The last lines of the console's log.
     pub async fn console_tail(&self, instance: InstanceId) -> Result<Option<String>, HostError> {
         ask!(self, Request::ConsoleTail(instance), Reply::Console(tail) => tail)
+    }
+
+    /// Some of the console's log after so many bytes, nothing at its end, and where to go on. A log that was shortened since
+    /// goes on at its end.
+    pub async fn read_console(&self, instance: InstanceId, from: u64) -> Result<(Vec<u8>, u64), HostError> {
+        ask!(self, Request::ReadConsole { instance, from }, Reply::ConsolePiece(text, next) => (text, next))
     }
 
     /// Why the host ended a VMM by itself, until that is discarded.

@@ -1,4 +1,4 @@
-//! Exec and Logs: programs and logs as records.
+//! Exec: a program as records.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -237,14 +237,4 @@ async fn write_patiently(
             }
         }
     }
-}
-
-/// Sends a log as it is now.
-pub(super) async fn send_log(mut stream: Stream, log: Vec<u8>) {
-    for record in [Record::Stdout(log), Record::Eof] {
-        if record::write(&mut stream, &record).await.is_err() {
-            return;
-        }
-    }
-    say_goodbye(&mut stream).await;
 }

@@ -1,9 +1,12 @@
 //! The agent: answers the host over the control channel and keeps the services running.
 
 mod channel;
+mod copy;
 mod exec;
+mod forward;
 mod host_socket;
 mod limits;
+mod logs;
 mod port;
 mod requests;
 mod session;

@@ -7,7 +7,7 @@ use mvm_protocol::control::{GuestReply, GuestRequest, Phase};
 use mvm_protocol::frame::{self, FrameError};
 use mvm_protocol::{PROTOCOL_VERSION, Stream};
 
-use super::{exec, session};
+use super::{copy, exec, forward, logs, session};
 use crate::error::Result;
 use crate::machine::{Machine, clock, data};
 
@@ -21,8 +21,21 @@ pub(super) async fn serve(mut stream: Stream, machine: &Arc<Machine>) {
                     Err(failure) => error(failure),
                 }
             }
-            Ok(Some(GuestRequest::Logs { service })) => match machine.supervisor.logs(service.as_deref()) {
-                Ok(log) => return started(stream, |stream| exec::send_log(stream, log)).await,
+            Ok(Some(GuestRequest::Logs { service, follow, since_ms, tail, after })) => {
+                let wanted = logs::Wanted { service, follow, since_ms, tail, after };
+                match logs::start(machine, wanted) {
+                    Ok(logs) => return started(stream, |stream| logs.serve(stream)).await,
+                    Err(failure) => error(failure),
+                }
+            }
+            Ok(Some(GuestRequest::Copy { path, direction })) => {
+                match blocking(move || copy::start(&path, direction)).await {
+                    Ok(copy) => return started(stream, |stream| copy.serve(stream)).await,
+                    Err(failure) => error(failure),
+                }
+            }
+            Ok(Some(GuestRequest::Forward { port })) => match forward::connect(port).await {
+                Ok(server) => return started(stream, |stream| forward::serve(stream, server)).await,
                 Err(failure) => error(failure),
             },
             Ok(Some(GuestRequest::Shutdown { grace_secs })) => {
@@ -97,7 +110,11 @@ async fn try_answer(request: GuestRequest, machine: &Arc<Machine>) -> Result<Gue
             GuestReply::CheckpointResult { success: true, failed: Vec::new(), detail: String::new() }
         }
         GuestRequest::Ping => GuestReply::Pong,
-        GuestRequest::Exec { .. } | GuestRequest::Logs { .. } | GuestRequest::Shutdown { .. } => {
+        GuestRequest::Exec { .. }
+        | GuestRequest::Logs { .. }
+        | GuestRequest::Copy { .. }
+        | GuestRequest::Forward { .. }
+        | GuestRequest::Shutdown { .. } => {
             error("this request ends its stream's requests and is answered there")
         }
     })

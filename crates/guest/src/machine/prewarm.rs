@@ -98,7 +98,7 @@ impl Turn<'_> {
     ) -> Result<()> {
         let group = ControlGroup::create(NAME)?;
         let (mut child, output) = start(prewarm, users, children, &group)?;
-        let log = Arc::new(Mutex::new(RotatingLog::of(NAME)?));
+        let log = Arc::new(Mutex::new(RotatingLog::of(NAME, tokio::sync::watch::Sender::new(()))?));
         let keeping = tokio::spawn(output::keep(output, Arc::clone(&log)));
         let time = Duration::from_secs(prewarm.timeout_seconds.into());
         let ending = match timeout(time, child.wait()).await {

@@ -24,12 +24,13 @@ pub struct Supervisor {
     units: Mutex<Vec<(Arc<Unit>, JoinHandle<()>)>>,
     /// Set once: how long services may take to end.
     stop: watch::Sender<Option<Duration>>,
+    grown: watch::Sender<()>,
 }
 
 impl Supervisor {
     /// Nothing runs yet.
     pub fn new(children: Arc<Children>) -> Self {
-        Self { children, units: Mutex::default(), stop: watch::Sender::new(None) }
+        Self { children, units: Mutex::default(), stop: watch::Sender::new(None), grown: watch::Sender::new(()) }
     }
 
     /// Starts the services in their order, or, where that was done, those that are down.
@@ -44,7 +45,7 @@ impl Supervisor {
         }
         for (service, check) in wanted(&services.services, is_gateway) {
             let account = Account::find(&services.users, service.user.as_deref())?;
-            let log = RotatingLog::of(&service.name)?;
+            let log = RotatingLog::of(&service.name, self.grown.clone())?;
             let (children, stop) = (Arc::clone(&self.children), self.stop.subscribe());
             units.push(Unit::start(service, account, check, log, children, stop));
         }
@@ -74,25 +75,26 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The log of one service, or of all.
+    /// The log of one service, or of all, by name.
     ///
     /// # Errors
     /// There is no such service.
-    pub fn logs(&self, service: Option<&str>) -> Result<Vec<u8>> {
-        let units = self.units();
-        let Some(name) = service else {
-            let each = units.iter().flat_map(|unit| {
-                let title = format!("==> {} <==\n", unit.service.name);
-                [title.into_bytes(), unit.log(), b"\n".to_vec()]
-            });
-            return Ok(each.flatten().collect());
-        };
-        let unit = units.iter().find(|unit| unit.service.name == name).ok_or_else(|| {
-            let names: Vec<_> = units.iter().map(|unit| unit.service.name.as_str()).collect();
+    pub fn logs(&self, service: Option<&str>) -> Result<Vec<(String, Arc<Mutex<RotatingLog>>)>> {
+        let mut logs: Vec<_> =
+            self.units().iter().map(|unit| (unit.service.name.clone(), unit.log())).collect();
+        let Some(wanted) = service else { return Ok(logs) };
+        if logs.iter().all(|(name, _)| name != wanted) {
+            let names: Vec<_> = logs.iter().map(|(name, _)| name.as_str()).collect();
             let remedy = format!("no such service runs here; these do: {}", names.join(", "));
-            Failure::new(format_args!("reading the log of `{name}`"), remedy)
-        })?;
-        Ok(unit.log())
+            return Err(Failure::new(format_args!("reading the log of `{wanted}`"), remedy));
+        }
+        logs.retain(|(name, _)| name == wanted);
+        Ok(logs)
+    }
+
+    /// Changes whenever a log grows.
+    pub fn grown(&self) -> watch::Receiver<()> {
+        self.grown.subscribe()
     }
 
     /// Tells the gateway that its routes are new.
