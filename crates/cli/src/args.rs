@@ -95,6 +95,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 38);
+        assert_eq!(leaves, 40);
     }
 }

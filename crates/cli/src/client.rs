@@ -179,22 +179,3 @@ impl Client {
         Ok(body.to_bytes())
     }
 }
-
-/// A value as it may stand in a query.
-pub fn query_value(text: &str) -> String {
-    let unreserved = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    text.bytes()
-        .map(|b| if unreserved(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_value_cannot_begin_another() {
-        assert_eq!(query_value("web_1.a~b-c"), "web_1.a~b-c");
-        assert_eq!(query_value("a&b=c d#é"), "a%26b%3Dc%20d%23%C3%A9");
-    }
-}

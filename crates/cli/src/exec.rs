@@ -114,8 +114,7 @@ impl Exec {
         let program = async {
             let (stream, woken) = client.upgrade(&path, &request).await?;
             if let Some(millis) = woken {
-                // As a message for people, beside what the program writes.
-                eprintln!("{instance} was asleep and was woken in {millis} ms");
+                tell_woken(&instance, millis);
             }
             let _raw = if is_passed_on { terminal::raw()? } else { None };
             let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
@@ -132,6 +131,11 @@ impl Exec {
             _ = terminate.recv() => Ok(SIGNALED + 15),
         }
     }
+}
+
+/// Tells whoever wanted to work in a machine that it slept: a message for people, beside what a program writes.
+pub fn tell_woken(instance: &str, millis: u64) {
+    eprintln!("{instance} was asleep and was woken in {millis} ms");
 }
 
 /// Standard input up to its end.
@@ -180,7 +184,7 @@ where
 
 /// Why a program's end was not seen.
 #[derive(Debug)]
-enum Detached {
+pub enum Detached {
     /// What it wrote could not be written here.
     Output(io::Error),
     /// The connection broke.
@@ -216,7 +220,8 @@ where
     pending().await
 }
 
-async fn receive<R, O, E>(from_program: &mut R, stdout: &mut O, stderr: &mut E) -> Result<u8, Detached>
+/// Writes what a program writes until it has ended; its exit code.
+pub async fn receive<R, O, E>(from_program: &mut R, stdout: &mut O, stderr: &mut E) -> Result<u8, Detached>
 where
     R: AsyncRead + Unpin,
     O: AsyncWrite + Unpin,

@@ -6,14 +6,16 @@ use mvm_protocol::api::{Act, ActDone, DeployMode, Destroyed, InstanceInfo, Insta
 
 use crate::address::{InstanceAddress, Owner, PoolAddress};
 use crate::change;
-use crate::client::query_value;
 use crate::clock;
 use crate::confirm::{self, Confirmation};
 use crate::connection::Connection;
+use crate::copy::Copy;
 use crate::exec::{Exec, Shell};
 use crate::failure::Failure;
+use crate::forward::Forward;
+use crate::logs::Logs;
 use crate::loss;
-use crate::output::{self, Output, properties, table};
+use crate::output::{Output, properties, table};
 use crate::pool;
 use crate::stats::Stats;
 use crate::tenant::destroyed_lines;
@@ -60,14 +62,9 @@ pub enum Instance {
     Exec(Exec),
     Shell(Shell),
     Stats(Stats),
-    /// Show what its services wrote
-    Logs {
-        /// The instance, as alice/workers/i-0000002a
-        instance: InstanceAddress,
-        /// Only this service's
-        #[arg(short, long, value_name = "NAME")]
-        service: Option<String>,
-    },
+    Logs(Logs),
+    Cp(Copy),
+    Forward(Forward),
     /// Destroy it, its data disk included
     Destroy {
         /// The instance and how to write the result
@@ -123,7 +120,9 @@ impl Instance {
             Instance::Exec(exec) => return exec.run(connection).await,
             Instance::Shell(shell) => return shell.run(connection).await,
             Instance::Stats(stats) => return stats.run(connection).await,
-            Instance::Logs { instance, service } => logs(connection, &instance, service.as_deref()).await?,
+            Instance::Logs(logs) => return logs.run(connection).await,
+            Instance::Cp(copy) => return copy.run(connection).await,
+            Instance::Forward(forward) => return forward.run(connection).await,
             Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,
         }
         Ok(0)
@@ -152,19 +151,6 @@ impl One {
         let destroyed: Destroyed = client.delete(&path).await?;
         self.output.show(&destroyed, destroyed_lines)
     }
-}
-
-async fn logs(
-    connection: &Connection,
-    instance: &InstanceAddress,
-    service: Option<&str>,
-) -> Result<(), Failure> {
-    let query = service.map(|name| format!("?service={}", query_value(name))).unwrap_or_default();
-    let mut text = connection.agent().await?.text(&format!("{}/logs{query}", instance.path())).await?;
-    while let Some(piece) = text.piece().await? {
-        output::write(&piece)?;
-    }
-    Ok(())
 }
 
 fn listing(instances: &[InstanceSummary]) -> String {

@@ -10,7 +10,7 @@
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`serve`] | the agent in this process |
 //! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events` | one noun or verb each |
-//! | `scale`, `stats`, `exec`, `watch` | verbs of theirs that are longer |
+//! | `scale`, `stats`, `exec`, `copy`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
 //! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
 //! | [`loss`], [`confirm`] | what destroying takes away, and asking before |
 
@@ -23,12 +23,15 @@ mod client;
 mod clock;
 mod confirm;
 mod connection;
+mod copy;
 mod deploy;
 mod events;
 mod exec;
 mod failure;
+mod forward;
 mod instance;
 mod lines;
+mod logs;
 mod loss;
 mod net;
 mod node;

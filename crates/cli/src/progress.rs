@@ -83,6 +83,22 @@ impl Progress {
     }
 }
 
+/// How far a stream of bytes is, on a terminal; without its length only how much of it there was.
+pub fn bytes(what: &str, total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (
+            ProgressBar::new(total),
+            "{prefix} [{bar:24}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta:.dim}",
+        ),
+        None => (ProgressBar::new_spinner(), "{spinner} {prefix} {binary_bytes} {binary_bytes_per_sec}"),
+    };
+    let plain = ProgressStyle::default_bar();
+    bar.set_style(plain.clone().template(template).unwrap_or(plain).progress_chars("=> "));
+    bar.set_prefix(what.to_owned());
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
 fn style(extent: Extent) -> ProgressStyle {
     let template = if extent.total == 0 {
         "{spinner} {prefix}: {msg} {elapsed:.dim}"

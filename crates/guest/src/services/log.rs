@@ -182,6 +182,9 @@ impl RotatingLog {
             // The end of the last line is not the beginning of another.
             let before = lines.saturating_sub(1);
             lines = line(&bytes[..before]);
+            if lines == 0 {
+                break;
+            }
         }
         start.max(begin + lines as u64)
     }

@@ -1,36 +1,21 @@
-//! Instances: listing, acts, programs and logs inside.
+//! Instances: listing and acts.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderValue, Request, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use hyper_util::rt::TokioIo;
-use mvm_model::{InstanceRef, InstanceState, Operation};
-use mvm_protocol::Stream;
-use mvm_protocol::api::{
-    Act, ActDone, Destroyed, ErrorCode, ExecRequest, InstanceInfo, InstanceSummary, UPGRADE, WOKEN, millis,
-};
-use mvm_protocol::control::{GuestReply, GuestRequest};
-use mvm_protocol::record::{self, Record};
-use serde::Deserialize;
+use mvm_model::{InstanceRef, Operation};
+use mvm_protocol::api::{Act, ActDone, Destroyed, ErrorCode, InstanceInfo, InstanceSummary, millis};
 
 use super::tenants::Filter;
 use super::{Failure, Shared, fault, parsed};
 use crate::agent::Agent;
 use crate::destroy;
-use crate::machine::{ActError, Asker, Lease, Machine, Outcome};
+use crate::machine::{ActError, Asker, Machine, Outcome};
 use crate::store::Intent;
 
-type Address = Path<(String, String, String)>;
-
-/// The most of a machine's logs that is shown.
-const LOG_BYTES: usize = 32 * 1024 * 1024;
-/// How long a guest may take to begin with something, on a busy host.
-const BEGIN: Duration = Duration::from_secs(20);
+pub(super) type Address = Path<(String, String, String)>;
 
 /// The one machine that is meant.
 pub(super) async fn find(
@@ -185,97 +170,4 @@ pub async fn destroy(State(agent): Shared, Path((t, p, i)): Address) -> Result<J
     let destroying = tokio::spawn(async move { destroy::one_fewer(&agent, &machine).await });
     let address = destroying.await.map_err(|error| fault(ErrorCode::Failed, error))??;
     Ok(Json(Destroyed { destroyed: vec![address] }))
-}
-
-/// Asks a guest for something that goes on with records.
-async fn begin(
-    machine: &Machine,
-    request: GuestRequest,
-    name: &'static str,
-) -> Result<(Stream, Lease), Failure> {
-    let (link, lease) = machine.session().await?;
-    let begun = link.begin(&request, name, BEGIN).await.map_err(|error| fault(ErrorCode::Failed, error))?;
-    match begun {
-        (GuestReply::Started, stream) => Ok((stream, lease)),
-        _ => Err(fault(ErrorCode::Failed, format!("the guest's answer to {name} makes no sense"))),
-    }
-}
-
-pub async fn exec(
-    State(agent): Shared,
-    Path((t, p, i)): Address,
-    request: Request<Body>,
-) -> Result<Response, Failure> {
-    let machine = find(&agent, &t, &p, &i).await?;
-    let (mut parts, body) = request.into_parts();
-    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-    let upgrade =
-        upgrade.ok_or_else(|| fault(ErrorCode::Invalid, format!("exec wants `Upgrade: {UPGRADE}`")))?;
-    let body = axum::body::to_bytes(body, 1024 * 1024).await.map_err(|e| fault(ErrorCode::Invalid, e))?;
-    let exec: ExecRequest = serde_json::from_slice(&body).map_err(|e| fault(ErrorCode::Invalid, e))?;
-    let woken = wake_for(&machine).await?;
-    let ExecRequest { command, environment, user, terminal } = exec;
-    let request = GuestRequest::Exec { command, environment, user, terminal };
-    let (mut stream, lease) = begin(&machine, request, "Exec").await?;
-    tokio::spawn(async move {
-        let _lease = lease;
-        if let Ok(client) = upgrade.await {
-            // Either side may go first; the other then sees its end.
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut stream).await;
-        }
-    });
-    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, UPGRADE)];
-    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
-    if let Some(millis) = woken {
-        response.headers_mut().insert(WOKEN, HeaderValue::from(millis));
-    }
-    Ok(response)
-}
-
-/// Whoever wants to work in a machine that sleeps or is paused wakes it: how long that took, in milliseconds.
-async fn wake_for(machine: &Machine) -> Result<Option<u64>, Failure> {
-    // A sleep that has begun is waited for.
-    machine.settled().await?;
-    if !matches!(machine.state(), InstanceState::Sleeping | InstanceState::Warm) {
-        return Ok(None);
-    }
-    let begun = Instant::now();
-    machine.run(Asker::Person).await?;
-    Ok(Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)))
-}
-
-/// Which log.
-#[derive(Debug, Deserialize)]
-pub struct WhichLog {
-    pub service: Option<String>,
-}
-
-pub async fn logs(
-    State(agent): Shared,
-    Path((t, p, i)): Address,
-    Query(which): Query<WhichLog>,
-) -> Result<Response, Failure> {
-    let machine = find(&agent, &t, &p, &i).await?;
-    if !machine.state().has_vmm() {
-        // What a machine that is not there said last.
-        let console = agent.hands.console_tail(machine.id).await.ok().flatten().unwrap_or_default();
-        return Ok(console.into_response());
-    }
-    let (mut stream, _lease) = begin(&machine, GuestRequest::Logs { service: which.service }, "Logs").await?;
-    let text = tokio::time::timeout(BEGIN, read_log(&mut stream)).await;
-    let text = text.map_err(|_| fault(ErrorCode::Failed, "the guest did not finish sending its log"))?;
-    Ok(text.map_err(|error| fault(ErrorCode::Failed, error))?.into_response())
-}
-
-/// What a guest sends, up to what it may keep: it cannot make the agent hold more.
-async fn read_log(stream: &mut Stream) -> Result<Vec<u8>, record::RecordError> {
-    let mut text = Vec::new();
-    while text.len() < LOG_BYTES {
-        match record::read(stream).await? {
-            Some(Record::Stdout(bytes) | Record::Stderr(bytes)) => text.extend(bytes),
-            Some(Record::Eof) | None => break,
-            Some(_) => {}
-        }
-    }
-    Ok(text)
 }

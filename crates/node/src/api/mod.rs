@@ -1,9 +1,11 @@
 //! HTTP over the agent's Unix socket. What the paths are is listed in [`mvm_protocol::api`].
 
 mod instances;
+mod logs;
 mod node;
 mod pools;
 mod stats;
+mod streams;
 mod tenants;
 
 use std::sync::Arc;
@@ -59,8 +61,10 @@ pub async fn serve(
         .route("/v1/node/disk", get(stats::disk))
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{tenant}/{pool}/{instance}", get(instances::info).delete(instances::destroy))
-        .route("/v1/instances/{tenant}/{pool}/{instance}/exec", post(instances::exec))
-        .route("/v1/instances/{tenant}/{pool}/{instance}/logs", get(instances::logs))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/exec", post(streams::exec))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/copy", post(streams::copy))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/forward", post(streams::forward))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/logs", post(logs::show))
         .route("/v1/instances/{tenant}/{pool}/{instance}/stats", get(stats::instance))
         .route("/v1/instances/{tenant}/{pool}/{instance}/{act}", post(instances::act))
         .fallback(no_such_path)

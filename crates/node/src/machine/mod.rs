@@ -289,6 +289,21 @@ impl Machine {
         let _ = view.wait_for(lost).await;
     }
 
+    /// Resolves when it runs.
+    ///
+    /// # Errors
+    /// [`ActError::Gone`] where it is destroyed before.
+    pub async fn running(&self) -> Result<(), ActError> {
+        let mut view = self.view.clone();
+        let ended = |view: &View| {
+            matches!(view.row.state, InstanceState::Running | InstanceState::Destroyed)
+        };
+        match view.wait_for(ended).await {
+            Ok(view) if view.row.state == InstanceState::Running => Ok(()),
+            _ => Err(ActError::Gone),
+        }
+    }
+
     /// How many leases keep it awake.
     pub fn holds(&self) -> usize {
         self.leases.count()

@@ -1,0 +1,313 @@
+//! Logs: what a machine's services wrote, and its console. Reading them never wakes a machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::Request;
+use axum::response::Response;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use mvm_model::InstanceState;
+use mvm_protocol::Stream;
+use mvm_protocol::api::{ErrorCode, LogsRequest};
+use mvm_protocol::control::{GuestRequest, LogPlace, LogPosition};
+use mvm_protocol::record::{self, Record};
+use tokio::io::{AsyncReadExt as _, WriteHalf};
+
+use super::instances::{Address, find};
+use super::streams::{begin, upgraded, upgrading};
+use super::{Failure, Shared, fault};
+use crate::agent::Agent;
+use crate::machine::{Lease, Machine};
+
+/// How often it is looked whether a console has grown.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+/// Pause before a guest whose session broke is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How often it is asked in a row.
+const ATTEMPTS: u32 = 10;
+/// More services than any machine has: a guest cannot make the agent remember more.
+const MOST_SERVICES: usize = 1024;
+/// The most that the last lines of a console are looked for in.
+const CONSOLE: usize = 4 << 20;
+
+pub async fn show(
+    State(agent): Shared,
+    Path((t, p, i)): Address,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    let (wanted, upgrade) = upgrading::<LogsRequest>(request).await?;
+    machine.settled().await?;
+    let source = choose(&machine, &wanted).await?;
+    tokio::spawn(async move {
+        let Ok(client) = upgrade.await else { return };
+        let (mut from_client, to_client) = tokio::io::split(TokioIo::new(client));
+        let mut reader = Reader { client: to_client, after: BTreeMap::new(), last: None, in_line: false };
+        let shown = async {
+            let code = match source {
+                Source::Guest(stream, lease) => {
+                    services(&machine, &wanted, Some((stream, lease)), &mut reader).await?
+                }
+                Source::Later => services(&machine, &wanted, None, &mut reader).await?,
+                Source::Console => console(&agent, &machine, &wanted, &mut reader).await?,
+            };
+            record::write(&mut reader.client, &Record::Exit(code)).await
+        };
+        let mut nothing = [0];
+        tokio::select! {
+            // Fails only where nobody reads it any more.
+            _ = shown => {}
+            // A client says nothing: it is gone.
+            _ = from_client.read(&mut nothing) => {}
+        }
+    });
+    Ok(upgraded())
+}
+
+/// Where a log comes from.
+enum Source {
+    /// The guest, which keeps what its services write in its memory.
+    Guest(Stream, Lease),
+    /// The guest, when it runs.
+    Later,
+    /// The host.
+    Console,
+}
+
+async fn choose(machine: &Machine, wanted: &LogsRequest) -> Result<Source, Failure> {
+    let state = machine.state();
+    let address = machine.view().row.address();
+    match state {
+        _ if wanted.console => Ok(Source::Console),
+        InstanceState::Running => {
+            let (stream, lease) = begin(machine, first(wanted), "Logs").await?;
+            Ok(Source::Guest(stream, lease))
+        }
+        _ if wanted.follow => Ok(Source::Later),
+        InstanceState::Sleeping | InstanceState::Warm => {
+            let message = format!(
+                "{address} is {state}: what its services wrote is in its memory, and it is not woken to be read. \
+                 `mvm instance wake {address}` wakes it, `--follow` waits until something does, `--console` shows \
+                 its console"
+            );
+            Err(fault(ErrorCode::Refused, message))
+        }
+        _ if wanted.service.is_some() => {
+            let message = format!(
+                "{address} is {state}, and what its services wrote is gone with its memory; `--console` shows its console"
+            );
+            Err(fault(ErrorCode::Refused, message))
+        }
+        _ => Ok(Source::Console),
+    }
+}
+
+fn first(wanted: &LogsRequest) -> GuestRequest {
+    GuestRequest::Logs {
+        service: wanted.service.clone(),
+        follow: wanted.follow,
+        since_ms: wanted.since_ms,
+        tail: wanted.tail,
+        after: BTreeMap::new(),
+    }
+}
+
+/// Whoever reads a log, and what was shown already.
+struct Reader {
+    client: WriteHalf<TokioIo<Upgraded>>,
+    after: BTreeMap<String, LogPosition>,
+    /// Whose text was shown last.
+    last: Option<String>,
+    in_line: bool,
+}
+
+/// Why no more comes of a guest.
+enum Stopped {
+    AllSent,
+    Broken,
+}
+
+impl Reader {
+    async fn text(&mut self, text: Vec<u8>) -> io::Result<()> {
+        self.in_line = text.last().map_or(self.in_line, |last| *last != b'\n');
+        record::write(&mut self.client, &Record::Stdout(text)).await
+    }
+
+    async fn say(&mut self, line: &str) -> io::Result<()> {
+        record::write(&mut self.client, &Record::Stderr(format!("{line}\n").into_bytes())).await
+    }
+
+    /// Shows whose text follows, as `tail` does, and notes where it is.
+    async fn place(&mut self, place: LogPlace, with_title: bool) -> io::Result<()> {
+        let LogPlace { service, position } = place;
+        if let Some(expected) = self.after.get(&service).filter(|at| at.log == position.log)
+            && let Some(lost @ 1..) = position.at.checked_sub(expected.at)
+        {
+            let line = format!("{lost} bytes of {service}'s log were overwritten before they could be shown");
+            self.say(&line).await?;
+        }
+        if with_title && self.last.as_ref() != Some(&service) {
+            let line_end = if self.in_line { "\n" } else { "" };
+            let gap = if self.last.is_some() { "\n" } else { "" };
+            self.text(format!("{line_end}{gap}==> {service} <==\n").into_bytes()).await?;
+        }
+        if self.after.len() >= MOST_SERVICES {
+            return Err(io::Error::other("more services than a machine has"));
+        }
+        self.after.insert(service.clone(), position);
+        self.last = Some(service);
+        Ok(())
+    }
+
+    /// Shows what a guest sends.
+    async fn pass(&mut self, mut stream: Stream, with_titles: bool) -> io::Result<Stopped> {
+        loop {
+            match record::read(&mut stream).await {
+                Ok(Some(Record::Stderr(place))) => match serde_json::from_slice(&place) {
+                    Ok(place) => self.place(place, with_titles).await?,
+                    Err(_) => return Ok(Stopped::Broken),
+                },
+                Ok(Some(Record::Stdout(text))) => {
+                    let position = self.last.as_ref().and_then(|last| self.after.get_mut(last));
+                    let Some(position) = position else { return Ok(Stopped::Broken) };
+                    position.at = position.at.saturating_add(text.len() as u64);
+                    self.text(text).await?;
+                }
+                Ok(Some(Record::Eof)) => return Ok(Stopped::AllSent),
+                _ => return Ok(Stopped::Broken),
+            }
+        }
+    }
+}
+
+/// Shows what services wrote, and where that is followed goes on over sleeps and starts; the exit code.
+async fn services(
+    machine: &Machine,
+    wanted: &LogsRequest,
+    mut stream: Option<(Stream, Lease)>,
+    reader: &mut Reader,
+) -> io::Result<i32> {
+    let with_titles = wanted.service.is_none();
+    let address = machine.view().row.address();
+    let mut attempts = 0;
+    loop {
+        if let Some((stream, lease)) = stream.take() {
+            // Whoever only watches does not keep it awake.
+            let _lease = Some(lease).filter(|_| !wanted.follow);
+            match reader.pass(stream, with_titles).await? {
+                Stopped::AllSent => return Ok(0),
+                Stopped::Broken if !wanted.follow => {
+                    reader.say(&format!("{address} stopped sending its logs in the middle: try again")).await?;
+                    return Ok(1);
+                }
+                Stopped::Broken => {}
+            }
+        }
+        let gone = machine.settled().await.is_err() || {
+            let state = machine.state();
+            state != InstanceState::Running && {
+                reader.say(&format!("{address} is {state}: its logs go on when it runs")).await?;
+                machine.running().await.is_err()
+            }
+        };
+        if gone {
+            reader.say(&format!("{address} is gone")).await?;
+            return Ok(0);
+        }
+        let request = match first(wanted) {
+            GuestRequest::Logs { service, follow, .. } if !reader.after.is_empty() => {
+                let after = reader.after.clone();
+                GuestRequest::Logs { service, follow, since_ms: None, tail: None, after }
+            }
+            request => request,
+        };
+        match begin(machine, request, "Logs").await {
+            Ok(begun) => {
+                attempts = 0;
+                stream = Some(begun);
+            }
+            Err(Failure(error)) if attempts == ATTEMPTS => {
+                reader.say(&error.message).await?;
+                return Ok(1);
+            }
+            Err(_) => attempts += 1,
+        }
+        if stream.is_none() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Shows a machine's console as the host keeps it; the exit code.
+async fn console(
+    agent: &Arc<Agent>,
+    machine: &Machine,
+    wanted: &LogsRequest,
+    reader: &mut Reader,
+) -> io::Result<i32> {
+    if !wanted.console {
+        let row = machine.view().row;
+        let (address, state) = (row.address(), row.state);
+        reader.say(&format!("{address} is {state}, and what its services wrote is gone. Its console:")).await?;
+    }
+    let mut next = 0;
+    let mut last_lines = wanted.tail.map(|lines| (lines, Vec::new()));
+    loop {
+        let (text, after) = agent.hands.read_console(machine.id, next).await.map_err(io::Error::other)?;
+        next = after;
+        if !text.is_empty() {
+            match &mut last_lines {
+                None => reader.text(text).await?,
+                Some((_, kept)) => {
+                    kept.extend(text);
+                    if kept.len() > CONSOLE {
+                        kept.drain(..kept.len() - CONSOLE / 2);
+                    }
+                }
+            }
+            continue;
+        }
+        if let Some((lines, kept)) = last_lines.take() {
+            reader.text(tail(&kept, lines).to_vec()).await?;
+        }
+        if !wanted.follow {
+            return Ok(0);
+        }
+        if machine.state() == InstanceState::Destroyed || agent.machines(|m| m.id == machine.id).is_empty() {
+            reader.say(&format!("{} is gone", machine.view().row.address())).await?;
+            return Ok(0);
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+/// The last lines of a text.
+fn tail(text: &[u8], lines: u64) -> &[u8] {
+    let mut start = text.len();
+    for _ in 0..lines {
+        let before = &text[..start.saturating_sub(1)];
+        start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        if start == 0 {
+            break;
+        }
+    }
+    &text[start..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_whole_ones() {
+        for (lines, expected) in [(0, ""), (1, "c\n"), (2, "b\nc\n"), (3, "a\nb\nc\n"), (u64::MAX, "a\nb\nc\n")] {
+            assert_eq!(tail(b"a\nb\nc\n", lines), expected.as_bytes());
+        }
+        assert_eq!(tail(b"a\nb", 1), b"b");
+    }
+}

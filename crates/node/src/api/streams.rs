@@ -1,0 +1,123 @@
+//! What goes on as a stream of records between a client and a guest: programs, copies, connections.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use mvm_model::InstanceState;
+use mvm_protocol::Stream;
+use mvm_protocol::api::{CopyRequest, ErrorCode, ExecRequest, ForwardRequest, UPGRADE, WOKEN};
+use mvm_protocol::control::{GuestReply, GuestRequest};
+use serde::de::DeserializeOwned;
+
+use super::instances::{Address, find};
+use super::{Failure, Shared, fault};
+use crate::machine::{Asker, Lease, Machine};
+
+/// How long a guest may take to begin with something, on a busy host.
+const BEGIN: Duration = Duration::from_secs(20);
+/// How many bytes are carried at once.
+const PIECE: usize = 64 * 1024;
+
+/// Asks a guest for something that goes on with records.
+pub(super) async fn begin(
+    machine: &Machine,
+    request: GuestRequest,
+    name: &'static str,
+) -> Result<(Stream, Lease), Failure> {
+    let (link, lease) = machine.session().await?;
+    let begun = link.begin(&request, name, BEGIN).await.map_err(|error| fault(ErrorCode::Failed, error))?;
+    match begun {
+        (GuestReply::Started, stream) => Ok((stream, lease)),
+        _ => Err(fault(ErrorCode::Failed, format!("the guest's answer to {name} makes no sense"))),
+    }
+}
+
+/// What a request that wants to become a stream asks for, and what it becomes when it is answered.
+pub(super) async fn upgrading<T: DeserializeOwned>(request: Request<Body>) -> Result<(T, OnUpgrade), Failure> {
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    let upgrade =
+        upgrade.ok_or_else(|| fault(ErrorCode::Invalid, format!("this wants `Upgrade: {UPGRADE}`")))?;
+    let body = axum::body::to_bytes(body, 1024 * 1024).await.map_err(|e| fault(ErrorCode::Invalid, e))?;
+    Ok((serde_json::from_slice(&body).map_err(|e| fault(ErrorCode::Invalid, e))?, upgrade))
+}
+
+/// The answer after which it is a stream.
+pub(super) fn upgraded() -> Response {
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, UPGRADE)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+/// Wakes a machine where it sleeps, asks its guest, and connects the client with what goes on there.
+async fn connect<T: DeserializeOwned>(
+    machine: &Machine,
+    request: Request<Body>,
+    name: &'static str,
+    ask: impl FnOnce(T) -> GuestRequest,
+) -> Result<Response, Failure> {
+    let (wanted, upgrade) = upgrading(request).await?;
+    let woken = wake_for(machine).await?;
+    let (mut stream, lease) = begin(machine, ask(wanted), name).await?;
+    tokio::spawn(async move {
+        let _lease = lease;
+        if let Ok(client) = upgrade.await {
+            let mut client = TokioIo::new(client);
+            // Either side may go first; the other then sees its end.
+            let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut stream, PIECE, PIECE).await;
+        }
+    });
+    let mut response = upgraded();
+    if let Some(millis) = woken {
+        response.headers_mut().insert(WOKEN, HeaderValue::from(millis));
+    }
+    Ok(response)
+}
+
+pub async fn exec(
+    State(agent): Shared,
+    Path((t, p, i)): Address,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    connect(&machine, request, "Exec", |exec| {
+        let ExecRequest { command, environment, user, terminal } = exec;
+        GuestRequest::Exec { command, environment, user, terminal }
+    })
+    .await
+}
+
+pub async fn copy(
+    State(agent): Shared,
+    Path((t, p, i)): Address,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    let ask = |CopyRequest { path, direction }| GuestRequest::Copy { path, direction };
+    connect(&machine, request, "Copy", ask).await
+}
+
+pub async fn forward(
+    State(agent): Shared,
+    Path((t, p, i)): Address,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let machine = find(&agent, &t, &p, &i).await?;
+    connect(&machine, request, "Forward", |ForwardRequest { port }| GuestRequest::Forward { port }).await
+}
+
+/// Whoever wants to work in a machine that sleeps or is paused wakes it: how long that took, in milliseconds.
+async fn wake_for(machine: &Machine) -> Result<Option<u64>, Failure> {
+    // A sleep that has begun is waited for.
+    machine.settled().await?;
+    if !matches!(machine.state(), InstanceState::Sleeping | InstanceState::Warm) {
+        return Ok(None);
+    }
+    let begun = Instant::now();
+    machine.run(Asker::Person).await?;
+    Ok(Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)))
+}
