@@ -5,6 +5,9 @@
 #[path = "daily/commands.rs"]
 mod commands;
 
+#[path = "daily/copy.rs"]
+mod copy;
+
 #[path = "daily/deploy.rs"]
 mod deploy;
 

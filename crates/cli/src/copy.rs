@@ -9,12 +9,11 @@ use indicatif::ProgressBar;
 use mvm_protocol::api::CopyRequest;
 use mvm_protocol::control::{Copied, CopyDirection, CopyNote};
 use mvm_protocol::record::{self, Record};
-use mvm_transfer::{Counts, LeftOut, Permissions, PieceReader, Pieces, Source, Target};
+use mvm_transfer::{Counts, LeftOut, Permissions, Pieces, Source, Target};
 use mvm_transfer::{pieces_from, pieces_to, unpack};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinHandle;
 
 use crate::address::InstanceAddress;
 use crate::client::Client;
@@ -350,10 +349,7 @@ async fn copy_out(client: &Client, there: &There, to: Side) -> Result<Option<Don
         Side::Here(path) => path,
         _ => {
             let mut sink = Sink::Output(tokio::io::stdout());
-            let carried = tokio::select! {
-                carried = carry(client, &mut stream, &mut sink, &bar) => carried.map_err(Ended::Failed),
-                ended = signaled() => ended.map(|never| match never {}),
-            };
+            let carried = carry_or_signal(client, &mut stream, &mut sink, &bar).await;
             bar.finish_and_clear();
             return carried.map(|()| None);
         }
@@ -361,32 +357,48 @@ async fn copy_out(client: &Client, there: &There, to: Side) -> Result<Option<Don
     // By the name that was asked for: what the machine calls it does not matter.
     let target = Target::find(&path, Source::name_of(Path::new(&there.path)), is_folder)?;
     let to = target.path().display().to_string();
-    let (pieces, archive) = pieces_to();
-    let unpacking = unpack_beside(target, archive);
-    let mut sink = Sink::Pieces(Some(pieces));
-    let carried = tokio::select! {
-        carried = carry(client, &mut stream, &mut sink, &bar) => carried.map_err(Ended::Failed),
-        ended = signaled() => ended.map(|never| match never {}),
-    };
-    // With it goes what is not whole.
-    drop(sink);
-    let unpacked = unpacking.await.map_err(|ended| Ended::Failed(refused(ended)))?;
+    let landed = land(client, &mut stream, target, &bar).await;
     bar.finish_and_clear();
-    let Counts { files, folders, links, bytes } = match (carried, unpacked) {
-        (Ok(()), unpacked) => unpacked?,
-        // What could not be written here is why the rest was not taken.
-        (Err(Ended::Failed(_)), Err(error)) if !matches!(error, mvm_transfer::Error::BrokenOff(_) | mvm_transfer::Error::Archive(_)) => {
-            return Err(error.into());
-        }
-        (Err(ended), _) => return Err(ended),
-    };
+    let Counts { files, folders, links, bytes } = landed?;
     let from = format!("{}:{}", there.instance, there.path);
     Ok(Some(Done { from, to, files, folders, links, bytes }))
 }
 
-fn unpack_beside(target: Target, archive: PieceReader) -> JoinHandle<mvm_transfer::Result<Counts>> {
+/// Unpacks what comes from a machine.
+async fn land<R: AsyncRead + Unpin>(
+    client: &Client,
+    from_guest: &mut R,
+    target: Target,
+    bar: &ProgressBar,
+) -> Result<Counts, Ended> {
+    let (pieces, archive) = pieces_to();
     // What a machine says is no reason to let programs run as somebody else here.
-    tokio::task::spawn_blocking(move || unpack(&target, archive, Permissions::Plain))
+    let unpacking = tokio::task::spawn_blocking(move || unpack(&target, archive, Permissions::Plain));
+    let mut sink = Sink::Pieces(Some(pieces));
+    let carried = carry_or_signal(client, from_guest, &mut sink, bar).await;
+    // Without it, what is not whole goes.
+    drop(sink);
+    let unpacked = unpacking.await.map_err(|ended| Ended::Failed(refused(ended)))?;
+    match (carried, unpacked) {
+        (Ok(()), unpacked) => Ok(unpacked?),
+        (Err(Ended::Failed(Failure::Io { .. })), Err(error)) => {
+            // Nobody took it any more, and this is why.
+            Err(error.into())
+        }
+        (Err(ended), _) => Err(ended),
+    }
+}
+
+async fn carry_or_signal<R: AsyncRead + Unpin>(
+    client: &Client,
+    from_guest: &mut R,
+    sink: &mut Sink,
+    bar: &ProgressBar,
+) -> Result<(), Ended> {
+    tokio::select! {
+        carried = carry(client, from_guest, sink, bar) => carried.map_err(Ended::Failed),
+        ended = signaled() => ended.map(|never| match never {}),
+    }
 }
 
 /// Where an archive goes here.
@@ -444,6 +456,44 @@ mod tests {
             Side::Stream => "stream".to_owned(),
             Side::There(There { instance, path }) => format!("{instance} {path}"),
         })
+    }
+
+    /// What a machine sends that does not run mvm's own guest any more.
+    async fn landed(archive: Vec<u8>, code: i32, to: &Path) -> Result<Counts, Ended> {
+        let (mut here, mut there) = tokio::io::duplex(64);
+        let sending = tokio::spawn(async move {
+            for said in [Record::Stdout(archive), Record::Eof, Record::Exit(code)] {
+                // It may have been refused already.
+                let _ = record::write(&mut there, &said).await;
+            }
+        });
+        let target = Target::find(to, Some("asked".as_ref()), true).unwrap();
+        let client = Client::new("/nowhere".into());
+        let landed = land(&client, &mut here, target, &ProgressBar::hidden()).await;
+        drop(here);
+        sending.await.unwrap();
+        landed
+    }
+
+    #[tokio::test]
+    async fn a_machine_can_neither_choose_names_here_nor_tell_half_for_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (to, source) = (folder.path().join("to"), folder.path().join("source"));
+        std::fs::create_dir(&to).unwrap();
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("file"), vec![7; 5000]).unwrap();
+        let mut archive = Vec::new();
+        Source::find(&source).unwrap().pack(&mut archive).unwrap();
+
+        assert!(landed(archive[..3000].to_vec(), 0, &to).await.is_err(), "half of it");
+        assert!(landed(archive.clone(), 1, &to).await.is_err(), "it says that it failed");
+        let escaping = String::from_utf8_lossy(&archive).replace("source/file", "s/../../fil").into_bytes();
+        assert!(landed(escaping, 0, &to).await.is_err());
+        let counts = landed(archive, 0, &to).await.unwrap_or_else(|_| panic!("refused"));
+        assert_eq!((counts.files, counts.bytes), (1, 5000));
+        assert_eq!(std::fs::read(to.join("asked/file")).unwrap(), vec![7; 5000]);
+        let here = |path: &Path| std::fs::read_dir(path).unwrap().count();
+        assert_eq!((here(folder.path()), here(&to), here(&to.join("asked"))), (2, 1, 1));
     }
 
     #[test]

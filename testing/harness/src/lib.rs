@@ -269,8 +269,17 @@ impl Lab {
 
     /// Starts a command of `mvm` beside the test.
     pub fn mvm_beside(&self, arguments: &[&str]) -> Child {
+        self.spawn_mvm(arguments, Stdio::null())
+    }
+
+    /// The same for one that reads what the test gives it.
+    pub fn mvm_with_input(&self, arguments: &[&str]) -> Child {
+        self.spawn_mvm(arguments, Stdio::piped())
+    }
+
+    fn spawn_mvm(&self, arguments: &[&str], input: Stdio) -> Child {
         let mut command = self.command();
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(arguments).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()
     }
 

@@ -11,7 +11,6 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::task::spawn_blocking;
 
 use super::session::say_goodbye;
-use crate::error::{Failure, Result};
 
 /// A copy that was found possible.
 pub(super) enum Copy {
@@ -20,10 +19,9 @@ pub(super) enum Copy {
 }
 
 /// Looks where a copy goes, or what it is of. Blocks.
-pub(super) fn start(path: &str, direction: CopyDirection) -> Result<Copy> {
-    let refused = |error| Failure::new(format_args!("copying {path}"), error);
+pub(super) fn start(path: &str, direction: CopyDirection) -> Result<Copy, String> {
     if !path.starts_with('/') {
-        return Err(refused("write the whole path in the machine, from its / on".to_owned()));
+        return Err(format!("{path} does not begin with a /, as a path in a machine does"));
     }
     let path = Path::new(path);
     let found = match direction {
@@ -37,7 +35,7 @@ pub(super) fn start(path: &str, direction: CopyDirection) -> Result<Copy> {
         }
         .map(Copy::In),
     };
-    found.map_err(|error| refused(error.to_string()))
+    found.map_err(|error| error.to_string())
 }
 
 impl Copy {
@@ -68,7 +66,7 @@ impl Copy {
 }
 
 /// What a copy came to; nothing where the host is gone.
-type Outcome = Option<std::result::Result<Option<CopyNote>, String>>;
+type Outcome = Option<Result<Option<CopyNote>, String>>;
 
 async fn receive(target: Target, input: &mut ReadHalf<Stream>) -> Outcome {
     let (pieces, archive) = pieces_to();

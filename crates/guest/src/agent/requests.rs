@@ -29,8 +29,9 @@ pub(super) async fn serve(mut stream: Stream, machine: &Arc<Machine>) {
                 }
             }
             Ok(Some(GuestRequest::Copy { path, direction })) => {
-                match blocking(move || copy::start(&path, direction)).await {
-                    Ok(copy) => return started(stream, |stream| copy.serve(stream)).await,
+                match blocking(move || Ok(copy::start(&path, direction))).await {
+                    Ok(Ok(copy)) => return started(stream, |stream| copy.serve(stream)).await,
+                    Ok(Err(refused)) => error(refused),
                     Err(failure) => error(failure),
                 }
             }
