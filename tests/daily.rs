@@ -17,6 +17,12 @@ mod destroy;
 #[path = "daily/events.rs"]
 mod events;
 
+#[path = "daily/forward.rs"]
+mod forward;
+
+#[path = "daily/logs.rs"]
+mod logs;
+
 #[path = "daily/reboot.rs"]
 mod reboot;
 
