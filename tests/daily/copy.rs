@@ -199,8 +199,7 @@ fn archives_go_in_and_out_by_streams_and_stay_where_they_belong() {
     let mut through = tar(&["c", "-C", linked.to_str().unwrap(), "etc"]);
     through.truncate(512);
     through.extend(file);
-    let climbing =
-        tar(&["c", "-P", "-C", folder, "--transform", "s,^tree/run,../etc/evil,", "tree/run"]);
+    let climbing = tar(&["c", "-P", "-C", folder, "--transform", "s,^tree/run,../etc/evil,", "tree/run"]);
     let absolute = tar(&["c", "-P", "-C", folder, "--transform", "s,^tree/run,/etc/evil,", "tree/run"]);
     for (archive, says) in [
         (through, "a symbolic link or a file is where the archive has a folder"),

@@ -54,10 +54,7 @@ fn connections_reach_a_machines_loopback_over_a_sleep_and_each_direction_ends_fo
     let lab = Lab::new();
     lab.deploy(MANIFEST);
     lab.exec(POOL, &["sh", "-c", "echo hello > /data/index.html; busybox httpd -p 127.0.0.1:80 -h /data"]);
-    lab.exec(
-        POOL,
-        &["sh", "-c", &format!("printf '%s' '{COUNTER}' > /data/count; chmod +x /data/count")],
-    );
+    lab.exec(POOL, &["sh", "-c", &format!("printf '%s' '{COUNTER}' > /data/count; chmod +x /data/count")]);
     let serve = "setsid busybox nc -ll -p 9000 -e /data/count >/dev/null 2>&1 &
         for _ in $(seq 100); do busybox netstat -ltn | grep -q :9000 && exit; sleep 0.1; done; exit 1";
     lab.exec(POOL, &["sh", "-c", serve]);

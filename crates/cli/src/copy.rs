@@ -151,8 +151,7 @@ impl Copy {
 /// A signal that ends the copy.
 async fn signaled() -> Result<Infallible, Ended> {
     let watch = |kind| signal(kind).map_err(|error| Failure::io("cannot watch for signals", error));
-    let (mut interrupt, mut terminate) =
-        (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
     tokio::select! {
         _ = interrupt.recv() => Err(Ended::Signal(2)),
         _ = terminate.recv() => Err(Ended::Signal(15)),
@@ -198,7 +197,9 @@ async fn copy_in(client: &Client, from: Side, there: &There) -> Result<Option<Do
         Side::Here(path) => {
             let source = Source::find(path)?;
             let name = source.name().map(|name| {
-                name.to_str().map(str::to_owned).ok_or_else(|| refused("a name that is no text cannot be sent"))
+                name.to_str()
+                    .map(str::to_owned)
+                    .ok_or_else(|| refused("a name that is no text cannot be sent"))
             });
             let name = name.transpose()?;
             match (source.is_folder(), name) {

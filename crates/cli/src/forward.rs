@@ -115,7 +115,9 @@ impl Listening {
     async fn bind(mut ports: PortPair) -> Result<Self, Failure> {
         let failed = |error: io::Error| {
             let help = match error.kind() {
-                io::ErrorKind::AddrInUse => "; `ss -ltnp` names who has it, `:80` in place of `8080:80` takes a free one",
+                io::ErrorKind::AddrInUse => {
+                    "; `ss -ltnp` names who has it, `:80` in place of `8080:80` takes a free one"
+                }
                 _ => "",
             };
             Failure::NotDone(format!("cannot listen on {}: {error}{help}", ports.here))

@@ -56,7 +56,8 @@ impl Target {
             _ => {}
         }
         // A link to a file stays one: the file is replaced.
-        let real = if found.is_some() { path.canonicalize().map_err(Error::at(path))? } else { path.to_owned() };
+        let real =
+            if found.is_some() { path.canonicalize().map_err(Error::at(path))? } else { path.to_owned() };
         let Some(name) = real.file_name() else {
             return Err(Error::NoFolder { path: path.to_owned() });
         };
@@ -81,7 +82,9 @@ impl Target {
     fn open(path: &Path, place: Place) -> Result<Self> {
         match File::open(path) {
             Ok(folder) => Ok(Self { folder, path: path.to_owned(), place }),
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::NoFolder { path: path.to_owned() }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(Error::NoFolder { path: path.to_owned() })
+            }
             Err(error) => Err(Error::at(path)(error)),
         }
     }

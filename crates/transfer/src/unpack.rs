@@ -184,7 +184,8 @@ impl Unpacking<'_> {
             let open = |folder: &OwnedFd| rustix::fs::openat(folder, part.as_os_str(), flags, Bits::empty());
             folder = match open(&folder) {
                 Err(Errno::NOENT) => {
-                    rustix::fs::mkdirat(&folder, part.as_os_str(), Bits::from_raw_mode(0o755)).map_err(wrong)?;
+                    rustix::fs::mkdirat(&folder, part.as_os_str(), Bits::from_raw_mode(0o755))
+                        .map_err(wrong)?;
                     open(&folder).map_err(wrong)?
                 }
                 opened => opened.map_err(wrong)?,
@@ -274,7 +275,8 @@ fn replace(
     }
     let unfinished = unfinished_name();
     let made = make(&unfinished).and_then(|()| {
-        rustix::fs::renameat(parent, &unfinished, parent, name).map_err(|error| Error::at(shown)(error.into()))
+        rustix::fs::renameat(parent, &unfinished, parent, name)
+            .map_err(|error| Error::at(shown)(error.into()))
     });
     if made.is_err() {
         // It may not even have been made.

@@ -26,9 +26,8 @@ pub(super) async fn connect(port: u16) -> Result<TcpStream> {
 pub(super) async fn serve(stream: Stream, server: TcpStream) {
     let (mut input, mut output) = tokio::io::split(stream);
     let (mut from_server, mut to_server) = server.into_split();
-    let both = async {
-        tokio::try_join!(send(&mut input, &mut to_server), receive(&mut from_server, &mut output))
-    };
+    let both =
+        async { tokio::try_join!(send(&mut input, &mut to_server), receive(&mut from_server, &mut output)) };
     // Where one breaks, so does the other: dropped, the stream and the connection are reset.
     if both.await.is_ok() {
         say_goodbye(&mut input.unsplit(output)).await;

@@ -93,7 +93,8 @@ impl Logs {
                     break;
                 }
                 let end = position.at + text.len() as u64;
-                let goes_on = self.last.as_ref().is_some_and(|(last, at)| *last == service && *at == position.at);
+                let goes_on =
+                    self.last.as_ref().is_some_and(|(last, at)| *last == service && *at == position.at);
                 if !goes_on {
                     let place = LogPlace { service: service.clone(), position };
                     let place = serde_json::to_vec(&place).map_err(std::io::Error::other)?;

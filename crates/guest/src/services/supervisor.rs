@@ -30,7 +30,12 @@ pub struct Supervisor {
 impl Supervisor {
     /// Nothing runs yet.
     pub fn new(children: Arc<Children>) -> Self {
-        Self { children, units: Mutex::default(), stop: watch::Sender::new(None), grown: watch::Sender::new(()) }
+        Self {
+            children,
+            units: Mutex::default(),
+            stop: watch::Sender::new(None),
+            grown: watch::Sender::new(()),
+        }
     }
 
     /// Starts the services in their order, or, where that was done, those that are down.

@@ -202,7 +202,9 @@ async fn services(
             match reader.pass(stream, with_titles).await? {
                 Stopped::AllSent => return Ok(0),
                 Stopped::Broken if !wanted.follow => {
-                    reader.say(&format!("{address} stopped sending its logs in the middle: try again")).await?;
+                    reader
+                        .say(&format!("{address} stopped sending its logs in the middle: try again"))
+                        .await?;
                     return Ok(1);
                 }
                 Stopped::Broken => {}
@@ -253,7 +255,9 @@ async fn console(
     if !wanted.console {
         let row = machine.view().row;
         let (address, state) = (row.address(), row.state);
-        reader.say(&format!("{address} is {state}, and what its services wrote is gone. Its console:")).await?;
+        reader
+            .say(&format!("{address} is {state}, and what its services wrote is gone. Its console:"))
+            .await?;
     }
     let mut next = 0;
     let mut last_lines = wanted.tail.map(|lines| (lines, Vec::new()));
@@ -305,7 +309,9 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_whole_ones() {
-        for (lines, expected) in [(0, ""), (1, "c\n"), (2, "b\nc\n"), (3, "a\nb\nc\n"), (u64::MAX, "a\nb\nc\n")] {
+        for (lines, expected) in
+            [(0, ""), (1, "c\n"), (2, "b\nc\n"), (3, "a\nb\nc\n"), (u64::MAX, "a\nb\nc\n")]
+        {
             assert_eq!(tail(b"a\nb\nc\n", lines), expected.as_bytes());
         }
         assert_eq!(tail(b"a\nb", 1), b"b");

@@ -38,7 +38,9 @@ pub(super) async fn begin(
 }
 
 /// What a request that wants to become a stream asks for, and what it becomes when it is answered.
-pub(super) async fn upgrading<T: DeserializeOwned>(request: Request<Body>) -> Result<(T, OnUpgrade), Failure> {
+pub(super) async fn upgrading<T: DeserializeOwned>(
+    request: Request<Body>,
+) -> Result<(T, OnUpgrade), Failure> {
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let upgrade =

@@ -295,9 +295,7 @@ impl Machine {
     /// [`ActError::Gone`] where it is destroyed before.
     pub async fn running(&self) -> Result<(), ActError> {
         let mut view = self.view.clone();
-        let ended = |view: &View| {
-            matches!(view.row.state, InstanceState::Running | InstanceState::Destroyed)
-        };
+        let ended = |view: &View| matches!(view.row.state, InstanceState::Running | InstanceState::Destroyed);
         match view.wait_for(ended).await {
             Ok(view) if view.row.state == InstanceState::Running => Ok(()),
             _ => Err(ActError::Gone),
