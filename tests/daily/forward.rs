@@ -1,14 +1,15 @@
 //! Ports of this host that lead into a machine.
 
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mvm_harness::{Connection, Lab};
 
+use crate::logs::lines_of;
 use crate::shell::{MANIFEST, POOL};
 
 /// Answers how many bytes came when no more come.
@@ -23,9 +24,7 @@ impl Forwarding {
     /// Lets ports lead into the machine; with it come the ports here.
     fn new(lab: &Lab, ports: &[&str]) -> (Self, Vec<u16>) {
         let mut command = lab.mvm_beside(&[&["instance", "forward", POOL], ports].concat());
-        let (sender, said) = channel();
-        let from = BufReader::new(command.stderr.take().unwrap());
-        std::thread::spawn(move || from.lines().try_for_each(|line| sender.send(line.unwrap())));
+        let said = lines_of(command.stderr.take().unwrap());
         let forwarding = Self { command, said };
         let here = ports.iter().map(|_| {
             let line = forwarding.next();

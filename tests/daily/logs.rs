@@ -55,7 +55,8 @@ struct Follower {
     told: Receiver<String>,
 }
 
-fn lines_of(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
+/// What comes out of a command, line by line.
+pub fn lines_of(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines() {

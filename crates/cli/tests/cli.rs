@@ -76,8 +76,8 @@ fn help_shows_every_command() {
 fn wrong_usage_exits_with_2_and_says_what_is_right() {
     let place = Place::new();
     place.mvm("").assert().code(2);
-    place.mvm("instance forward a/b").assert().code(2).stderr_eq(str![[r#"
-error: the following required arguments were not provided:
+    place.mvm("instance fly a/b").assert().code(2).stderr_eq(str![[r#"
+error: unrecognized subcommand 'fly'
 ...
 "#]]);
     place.mvm("pool info alice").assert().code(2).stderr_eq(str![[r#"
