@@ -20,6 +20,9 @@ mod events;
 #[path = "daily/forward.rs"]
 mod forward;
 
+#[path = "daily/gateway.rs"]
+mod gateway;
+
 #[path = "daily/logs.rs"]
 mod logs;
 

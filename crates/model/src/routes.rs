@@ -1,6 +1,7 @@
 //! How a gateway finds the machine a message is for: the contents of `routes.json`.
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,48 @@ pub struct Route {
     pub match_rule: MatchRule,
     /// Where to.
     pub target: Target,
+    /// How much and how long.
+    #[serde(default, skip_serializing_if = "RouteLimits::are_default")]
+    pub limits: RouteLimits,
+}
+
+/// What one request on a route may take. What is absent is as the gateway has it by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteLimits {
+    /// From its head to the last byte of its answer, a wake included; not for what follows an upgrade.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
+    /// Without a byte in either direction. A request is ended then; an upgraded connection stays, but no longer keeps its
+    /// machine awake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u32>,
+    /// The largest body of a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_body_mib: Option<u32>,
+}
+
+impl RouteLimits {
+    /// What a time may be: up to a day.
+    pub const SECONDS: RangeInclusive<u32> = 1..=86_400;
+    /// What a body may be: up to a TiB.
+    pub const BODY_MIB: RangeInclusive<u32> = 1..=1024 * 1024;
+
+    fn are_default(&self) -> bool {
+        *self == RouteLimits::default()
+    }
+
+    /// The key of the first that is out of its range, and that range.
+    fn out_of_range(&self) -> Option<(&'static str, RangeInclusive<u32>)> {
+        [
+            ("timeout_seconds", self.timeout_seconds, Self::SECONDS),
+            ("idle_seconds", self.idle_seconds, Self::SECONDS),
+            ("max_body_mib", self.max_body_mib, Self::BODY_MIB),
+        ]
+        .into_iter()
+        .find(|(_, value, range)| value.is_some_and(|value| !range.contains(&value)))
+        .map(|(key, _, range)| (key, range))
+    }
 }
 
 /// What a message must be. At least one of the three is given.
@@ -88,6 +131,16 @@ pub enum InvalidRoutes {
     /// A port that is not one.
     #[error("route `{0}`: port 0 does not exist")]
     Port(String),
+    /// A limit that is none.
+    #[error("route `{route}`: limits.{key} must be from {} to {}", .range.start(), .range.end())]
+    Limit {
+        /// The route.
+        route: String,
+        /// Which limit.
+        key: &'static str,
+        /// What it may be.
+        range: RangeInclusive<u32>,
+    },
 }
 
 impl InvalidRoutes {
@@ -98,7 +151,8 @@ impl InvalidRoutes {
             | InvalidRoutes::DuplicateName(name)
             | InvalidRoutes::Prefix(name)
             | InvalidRoutes::Port(name)
-            | InvalidRoutes::Ambiguous(_, name) => name,
+            | InvalidRoutes::Ambiguous(_, name)
+            | InvalidRoutes::Limit { route: name, .. } => name,
         }
     }
 }
@@ -148,6 +202,9 @@ impl RoutingTable {
             if rule.path_prefix.as_ref().is_some_and(|p| !p.starts_with('/')) {
                 return Err(InvalidRoutes::Prefix(route.name.clone()));
             }
+            if let Some((key, range)) = route.limits.out_of_range() {
+                return Err(InvalidRoutes::Limit { route: route.name.clone(), key, range });
+            }
             for earlier in &self.routes[..index] {
                 if earlier.name == route.name {
                     return Err(InvalidRoutes::DuplicateName(route.name.clone()));
@@ -192,6 +249,7 @@ mod tests {
                 instance_selector: InstanceSelector::Any,
                 target_port: 8080,
             },
+            limits: RouteLimits::default(),
         }
     }
 
@@ -239,6 +297,21 @@ mod tests {
         assert!(matches!(table(twice), InvalidRoutes::DuplicateName(_)));
         let same = vec![route("x", Some(1), Some("/a"), None), route("y", Some(1), Some("/a/"), None)];
         assert!(matches!(table(same), InvalidRoutes::Ambiguous(..)));
+    }
+
+    #[test]
+    fn limits_are_optional_and_in_their_ranges() {
+        let mut limited = route("x", Some(1), None, None);
+        assert!(!serde_json::to_string(&limited).unwrap().contains("limits"));
+        limited.limits.idle_seconds = Some(5);
+        let text = serde_json::to_string(&limited).unwrap();
+        assert!(text.ends_with(r#""limits":{"idle_seconds":5}}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Route>(&text).unwrap(), limited);
+        assert!(serde_json::from_str::<Route>(&text.replace("idle_", "idel_")).is_err());
+        RoutingTable { routes: vec![limited.clone()] }.validate().unwrap();
+        limited.limits.max_body_mib = Some(0);
+        let refused = RoutingTable { routes: vec![limited] }.validate().unwrap_err().to_string();
+        assert_eq!(refused, "route `x`: limits.max_body_mib must be from 1 to 1048576");
     }
 
     #[test]

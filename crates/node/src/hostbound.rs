@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::agent::Agent;
 use crate::denials::Denials;
-use crate::machine::{Asker, Lease, Machine};
+use crate::machine::{Asker, Lease, Machine, Stay};
 use crate::session::OnStream;
 use crate::store::{Audit, InstanceRow, Place};
 
@@ -80,18 +80,18 @@ impl Guest {
                 // The end, or a bad frame, which is the end of its stream.
                 Ok(None) | Err(_) => return,
             };
-            let (reply, lease) = self.answer(role, request).await;
+            let (reply, held) = self.answer(role, request).await;
             if frame::write(&mut stream, &reply).await.is_err() {
                 return;
             }
-            if let Some(lease) = lease {
-                keep_while_open(&mut stream, lease).await;
+            if let Some((machine, lease)) = held {
+                keep_while_open(stream, &machine, lease).await;
                 return;
             }
         }
     }
 
-    async fn answer(&self, role: Option<Role>, request: HostRequest) -> (HostReply, Option<Lease>) {
+    async fn answer(&self, role: Option<Role>, request: HostRequest) -> (HostReply, Option<Held>) {
         if role != Some(Role::Gateway) {
             return (self.denied("only a gateway may ask on port 53").await, None);
         }
@@ -114,10 +114,14 @@ impl Guest {
             HostRequest::Hold { pool_id, instance_selector, .. } => {
                 self.hold(&pool_id, &instance_selector).await
             }
+            HostRequest::Keep { .. } => {
+                let message = "Keep is said on the stream of a Hold only".to_owned();
+                (HostReply::Error { message }, None)
+            }
         }
     }
 
-    async fn hold(&self, pool: &PoolId, selector: &InstanceSelector) -> (HostReply, Option<Lease>) {
+    async fn hold(&self, pool: &PoolId, selector: &InstanceSelector) -> (HostReply, Option<Held>) {
         let error = |message| (HostReply::Error { message }, None);
         let machine = match choose(&self.agent, &self.place.tenant, pool, selector).await {
             Ok(machine) => machine,
@@ -132,7 +136,10 @@ impl Guest {
             }
         };
         match machine.hold().await {
-            Ok(lease) => (HostReply::Held { instance_id: machine.id, guest_ip: machine.ip }, Some(lease)),
+            Ok(lease) => {
+                let reply = HostReply::Held { instance_id: machine.id, guest_ip: machine.ip };
+                (reply, Some((machine, lease)))
+            }
             Err(refused) => error(refused.to_string()),
         }
     }
@@ -187,11 +194,48 @@ async fn wake(machine: &Machine) -> HostReply {
     }
 }
 
-/// Waits for the end of the stream; the lease goes with it.
-async fn keep_while_open(stream: &mut Stream, lease: Lease) {
-    let mut byte = [0; 64];
-    while matches!(stream.read(&mut byte).await, Ok(1..)) {}
+/// A machine that is held, and by what.
+type Held = (Machine, Lease);
+
+/// Waits for the end of the stream; the lease goes with it, or before where the gateway does not need it. Tells the gateway
+/// when the machine is about to leave, and ends the stream when it has.
+async fn keep_while_open(stream: Stream, machine: &Machine, lease: Lease) {
+    let mut lease = Some(lease);
+    let mut run = machine.run_of();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 64]);
+    loop {
+        let told = tokio::select! {
+            read = reader.read(&mut chunk) => match read {
+                Ok(length @ 1..) => {
+                    bytes.extend_from_slice(&chunk[..length]);
+                    loop {
+                        match frame::take(&mut bytes) {
+                            Ok(Some(HostRequest::Keep { running })) => {
+                                lease = running.then(|| machine.lease());
+                            }
+                            // Of a later version.
+                            Ok(Some(_)) | Err(FrameError::Message(_)) => {}
+                            Ok(None) => break,
+                            Err(_) => return,
+                        }
+                    }
+                    continue;
+                }
+                Ok(0) | Err(_) => return,
+            },
+            stay = run.changed() => match stay {
+                Stay::Stays => continue,
+                Stay::Leaving => HostReply::Leaving,
+                Stay::Gone => HostReply::Gone,
+            },
+        };
+        if frame::write(&mut writer, &told).await.is_err() || told == HostReply::Gone {
+            break;
+        }
+    }
     drop(lease);
+    let _ = writer.shutdown().await;
 }
 
 /// The instance of a pool that a message goes to.

@@ -406,6 +406,12 @@ pub enum HostRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connections: Option<u32>,
     },
+    /// On the stream of a Hold: whether its instance is to be kept running any longer. The stream stays, so that the end is
+    /// told. Not answered.
+    Keep {
+        /// It is needed now; or nothing has gone to or from it for a while.
+        running: bool,
+    },
 }
 
 /// What the host answers on port 53.
@@ -432,6 +438,11 @@ pub enum HostReply {
         /// Its address.
         guest_ip: Ipv4Addr,
     },
+    /// Unasked, on the stream of a Hold: the instance is to be put to sleep, paused or stopped, which waits a while for
+    /// those who have something in hand.
+    Leaving,
+    /// Unasked, the last on the stream of a Hold: the instance does not run any more.
+    Gone,
     /// To anything that may not or could not be done.
     Error {
         /// What went wrong.
@@ -490,6 +501,8 @@ mod tests {
             }),
             r#"{"Hold":{"pool_id":"workers","instance_selector":"any"}}"#
         );
+        assert_eq!(wire(&HostRequest::Keep { running: false }), r#"{"Keep":{"running":false}}"#);
+        assert_eq!(wire(&HostReply::Leaving), r#""Leaving""#);
     }
 
     #[test]

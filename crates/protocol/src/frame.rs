@@ -38,17 +38,37 @@ where
         return Ok(None);
     }
     reader.read_exact(&mut length[1..]).await?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > MAX_FRAME {
-        return Err(FrameError::TooLong(length));
-    }
+    let length = announced(length)?;
     // The length is the other side's word: memory grows with what arrives, not with what is announced.
     let mut text = Vec::new();
     if reader.take(length as u64).read_to_end(&mut text).await? < length {
         return Err(FrameError::Io(std::io::ErrorKind::UnexpectedEof.into()));
     }
-    let value: serde_json::Value = serde_json::from_slice(&text).map_err(FrameError::NotJson)?;
-    serde_json::from_value(value).map(Some).map_err(FrameError::Message)
+    message(&text).map(Some)
+}
+
+/// Takes the first message off the front of `bytes`; `None` where it has not come to its end yet. For readers that
+/// may be stopped in the middle of one.
+///
+/// # Errors
+/// [`FrameError`]; after [`FrameError::Message`] the rest is still in step.
+pub fn take<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> Result<Option<T>, FrameError> {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
+    let length = announced(*length)?;
+    let Some(text) = rest.get(..length) else { return Ok(None) };
+    let taken = message(text);
+    bytes.drain(..4 + length);
+    taken.map(Some)
+}
+
+fn announced(length: [u8; 4]) -> Result<usize, FrameError> {
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_FRAME { Err(FrameError::TooLong(length)) } else { Ok(length) }
+}
+
+fn message<T: DeserializeOwned>(text: &[u8]) -> Result<T, FrameError> {
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(FrameError::NotJson)?;
+    serde_json::from_value(value).map_err(FrameError::Message)
 }
 
 /// Writes one message and flushes.
@@ -114,6 +134,25 @@ mod tests {
         #[test]
         fn any_bytes_are_taken_or_refused(bytes: Vec<u8>) {
             let _ = read_now(&bytes);
+            let _ = take::<GuestRequest>(&mut bytes.clone());
+        }
+
+        #[test]
+        fn messages_are_taken_wherever_the_bytes_are_parted(cut in 0usize..=22) {
+            let wire = b"\0\0\0\x06\"Ping\"\0\0\0\x08\"Dance\" ";
+            let (first, second) = wire.split_at(cut);
+            let (mut bytes, mut taken) = (Vec::new(), Vec::new());
+            for part in [first, second] {
+                bytes.extend_from_slice(part);
+                loop {
+                    match take::<GuestRequest>(&mut bytes) {
+                        Ok(None) => break,
+                        Ok(Some(request)) => taken.push(request == GuestRequest::Ping),
+                        Err(error) => taken.push(!matches!(error, FrameError::Message(_))),
+                    }
+                }
+            }
+            prop_assert_eq!((taken, bytes.len()), (vec![true, false], 0));
         }
     }
 }

@@ -82,7 +82,25 @@ impl Connection {
         self.try_response().unwrap_or_else(|error| panic!("no answer: {error}"))
     }
 
-    fn try_response(&mut self) -> io::Result<Response> {
+    /// Reads one answer without its body.
+    #[track_caller]
+    pub fn head(&mut self) -> Response {
+        self.try_head().unwrap_or_else(|error| panic!("no answer: {error}"))
+    }
+
+    /// Reads the next chunk of a body.
+    #[track_caller]
+    pub fn chunk(&mut self) -> Vec<u8> {
+        self.try_chunk().unwrap_or_else(|error| panic!("no chunk: {error}"))
+    }
+
+    /// Reads so many bytes.
+    #[track_caller]
+    pub fn exactly(&mut self, length: usize) -> Vec<u8> {
+        self.try_exactly(length).unwrap_or_else(|error| panic!("{length} bytes do not come: {error}"))
+    }
+
+    fn try_head(&mut self) -> io::Result<Response> {
         let line = self.line()?;
         let status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.ok_or_else(|| io::Error::other(format!("no HTTP answer: {line:?}")))?;
@@ -92,11 +110,15 @@ impl Connection {
             let Some((name, value)) = line.split_once(':') else { break };
             headers.push((name.to_lowercase(), value.trim().to_owned()));
         }
-        let mut response = Response { status, headers, body: Vec::new() };
+        Ok(Response { status, headers, body: Vec::new() })
+    }
+
+    fn try_response(&mut self) -> io::Result<Response> {
+        let mut response = self.try_head()?;
         if response.header("transfer-encoding") == Some("chunked") {
             response.body = self.chunks()?;
         } else if let Some(length) = response.header("content-length") {
-            response.body = self.exactly(length.parse().map_err(io::Error::other)?)?;
+            response.body = self.try_exactly(length.parse().map_err(io::Error::other)?)?;
         }
         Ok(response)
     }
@@ -104,25 +126,33 @@ impl Connection {
     /// Everything up to the end of the connection, however it ends.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // A reset is an end too.
-        let _ = self.reader.read_to_end(&mut bytes);
+        // A reset is an end too; one that does not come is none.
+        if let Err(error) = self.reader.read_to_end(&mut bytes) {
+            assert!(error.kind() != io::ErrorKind::WouldBlock, "the connection does not end");
+        }
         bytes
     }
 
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let size = self.line()?;
-            let size = usize::from_str_radix(size.trim(), 16).map_err(io::Error::other)?;
-            body.extend(self.exactly(size)?);
-            self.line()?;
-            if size == 0 {
+            let chunk = self.try_chunk()?;
+            if chunk.is_empty() {
                 return Ok(body);
             }
+            body.extend(chunk);
         }
     }
 
-    fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
+    fn try_chunk(&mut self) -> io::Result<Vec<u8>> {
+        let size = self.line()?;
+        let size = usize::from_str_radix(size.trim(), 16).map_err(io::Error::other)?;
+        let chunk = self.try_exactly(size)?;
+        self.line()?;
+        Ok(chunk)
+    }
+
+    fn try_exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
         self.reader.read_exact(&mut bytes)?;
         Ok(bytes)

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use hyper::{Request, Version};
 use serde::Serialize;
 
 /// Lines that may wait for a slow reader; further ones are lost rather than holding up requests.
@@ -63,6 +64,7 @@ pub(super) struct Line {
     unix_ms: u64,
     pub(super) route: Option<String>,
     pub(super) instance: Option<String>,
+    protocol: &'static str,
     method: String,
     path: String,
     source: Ipv4Addr,
@@ -90,13 +92,19 @@ pub(super) struct Entry {
 
 impl Entry {
     /// A request that has just come in. The query is not logged: people put tokens there.
-    pub(super) fn begin(log: &AccessLog, method: &str, path: &str, source: Ipv4Addr) -> Entry {
+    pub(super) fn begin<T>(log: &AccessLog, request: &Request<T>, source: Ipv4Addr) -> Entry {
+        let protocol = match request.version() {
+            Version::HTTP_2 => "HTTP/2",
+            Version::HTTP_10 => "HTTP/1.0",
+            _ => "HTTP/1.1",
+        };
         let line = Line {
             unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, milliseconds),
             route: None,
             instance: None,
-            method: method.to_owned(),
-            path: path.chars().take(LOGGED_PATH).collect(),
+            protocol,
+            method: request.method().to_string(),
+            path: request.uri().path().chars().take(LOGGED_PATH).collect(),
             source,
             status: None,
             bytes: 0,

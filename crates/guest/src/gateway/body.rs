@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,27 +16,46 @@ use tokio_util::task::AbortOnDropHandle;
 use super::access_log::Entry;
 use super::hold::Hold;
 
-/// When a request last moved, in either direction. Clones are of the same request.
+/// When a request last moved, in either direction, and whether it moved too much. Clones are of the same request.
 #[derive(Debug, Clone)]
-pub(super) struct Activity(Arc<Mutex<Instant>>);
+pub(super) struct Activity(Arc<Moved>);
+
+#[derive(Debug)]
+struct Moved {
+    last: Mutex<Instant>,
+    too_much: AtomicBool,
+}
 
 impl Activity {
     pub(super) fn now() -> Activity {
-        Activity(Arc::new(Mutex::new(Instant::now())))
+        Activity(Arc::new(Moved { last: Mutex::new(Instant::now()), too_much: AtomicBool::new(false) }))
     }
 
-    fn touch(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    pub(super) fn touch(&self) {
+        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    fn last(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn last(&self) -> Instant {
+        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the request's body is longer than it may be.
+    pub(super) fn was_too_much(&self) -> bool {
+        self.0.too_much.load(Ordering::Relaxed)
     }
 
     /// Is ready when nothing has moved for `limit`.
     pub(super) fn silence(&self, limit: Duration) -> Silence {
-        let timer = Box::pin(sleep_until(self.last() + limit));
-        Silence { activity: self.clone(), limit, timer }
+        self.silence_or(limit, None)
+    }
+
+    /// Is ready when nothing has moved for `limit`, or at `deadline`.
+    pub(super) fn silence_or(&self, limit: Duration, deadline: Option<Instant>) -> Silence {
+        let mut silence =
+            Silence { activity: self.clone(), limit, deadline, timer: Box::pin(sleep_until(self.last())) };
+        let end = silence.end();
+        silence.timer.as_mut().reset(end);
+        silence
     }
 }
 
@@ -44,7 +64,15 @@ impl Activity {
 pub(super) struct Silence {
     activity: Activity,
     limit: Duration,
+    deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    fn end(&self) -> Instant {
+        let end = self.activity.last() + self.limit;
+        self.deadline.map_or(end, |deadline| deadline.min(end))
+    }
 }
 
 impl Future for Silence {
@@ -53,7 +81,7 @@ impl Future for Silence {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            let end = self.activity.last() + self.limit;
+            let end = self.end();
             if end <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -66,26 +94,48 @@ impl Future for Silence {
 #[derive(Debug)]
 pub(super) struct Upload {
     body: Incoming,
+    /// How much more of it may come.
+    room: u64,
     activity: Activity,
 }
 
+/// Why a request's body ends too early. The machine sees its connection break.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    /// The client's side.
+    #[error("the request's body broke off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// More than the route takes.
+    #[error("the request's body is longer than its route takes")]
+    TooLong,
+}
+
 impl Upload {
-    pub(super) fn new(body: Incoming, activity: Activity) -> Upload {
-        Upload { body, activity }
+    /// At most `room` bytes are taken.
+    pub(super) fn new(body: Incoming, room: u64, activity: Activity) -> Upload {
+        Upload { body, room, activity }
     }
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.activity.touch();
-        Poll::Ready(frame)
+        let Some(frame) = frame else { return Poll::Ready(None) };
+        let frame = frame?;
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let Some(room) = self.room.checked_sub(length) else {
+            self.activity.0.too_much.store(true, Ordering::Relaxed);
+            return Poll::Ready(Some(Err(UploadError::TooLong)));
+        };
+        self.room = room;
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -104,7 +154,7 @@ pub(super) struct Download {
     silence: Silence,
     // In this order: the machine may go when the connection to it has.
     _connection: AbortOnDropHandle<()>,
-    _hold: Hold,
+    hold: Hold,
 }
 
 /// Why an answer ends too early. The client sees its connection break.
@@ -116,6 +166,9 @@ pub(super) enum DownloadError {
     /// No byte for too long.
     #[error("the machine's answer did not go on in time")]
     Silent,
+    /// It sleeps or has stopped, before its time.
+    #[error("the machine does not run any longer")]
+    Gone,
 }
 
 impl Download {
@@ -126,13 +179,16 @@ impl Download {
         connection: AbortOnDropHandle<()>,
         hold: Hold,
     ) -> Download {
-        Download { body, silence, _connection: connection, _hold: hold }
+        Download { body, silence, _connection: connection, hold }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.silence.activity.touch();
             return Poll::Ready(frame.map(|frame| frame.map_err(DownloadError::Broken)));
+        }
+        if self.hold.poll_gone(cx).is_ready() {
+            return Poll::Ready(Some(Err(DownloadError::Gone)));
         }
         Pin::new(&mut self.silence).poll(cx).map(|()| Some(Err(DownloadError::Silent)))
     }
@@ -145,25 +201,33 @@ pub(super) enum Content {
     Own(Full<Bytes>),
     /// A machine.
     Machine(Download),
+    /// Nowhere: what follows is of another protocol, and its log line is written at that's end.
+    Tunnel,
 }
 
 /// The body of an answer; its log line is written when it is dropped.
 #[derive(Debug)]
 pub(super) struct Answer {
     content: Content,
-    entry: Entry,
+    entry: Option<Entry>,
 }
 
 impl Answer {
     pub(super) fn new(content: Content, entry: Entry) -> Answer {
-        let mut answer = Answer { content, entry };
+        let mut answer = Answer { content, entry: Some(entry) };
         answer.note_end();
         answer
     }
 
+    /// The head of an answer after which the connection is a tunnel.
+    pub(super) fn tunnel() -> Answer {
+        Answer { content: Content::Tunnel, entry: None }
+    }
+
     fn note_end(&mut self) {
-        if self.is_end_stream() {
-            self.entry.line.aborted = false;
+        let ended = self.is_end_stream();
+        if let Some(entry) = &mut self.entry {
+            entry.line.aborted = !ended;
         }
     }
 }
@@ -180,14 +244,16 @@ impl Body for Answer {
         let frame = ready!(match &mut this.content {
             Content::Own(text) => Pin::new(text).poll_frame(cx).map_err(|never: Infallible| match never {}),
             Content::Machine(download) => download.poll_frame(cx),
+            Content::Tunnel => return Poll::Ready(None),
         });
+        let Some(entry) = &mut this.entry else { return Poll::Ready(frame) };
         match &frame {
             Some(Ok(frame)) => {
-                this.entry.line.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                entry.line.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
                 this.note_end();
             }
-            Some(Err(error)) => this.entry.line.error = Some(error.to_string()),
-            None => this.entry.line.aborted = false,
+            Some(Err(error)) => entry.line.error = Some(error.to_string()),
+            None => entry.line.aborted = false,
         }
         Poll::Ready(frame)
     }
@@ -196,6 +262,7 @@ impl Body for Answer {
         match &self.content {
             Content::Own(text) => text.is_end_stream(),
             Content::Machine(download) => download.body.is_end_stream(),
+            Content::Tunnel => true,
         }
     }
 
@@ -203,6 +270,7 @@ impl Body for Answer {
         match &self.content {
             Content::Own(text) => text.size_hint(),
             Content::Machine(download) => download.body.size_hint(),
+            Content::Tunnel => SizeHint::with_exact(0),
         }
     }
 }

@@ -35,11 +35,16 @@ const SAID_BY_PROXIES: [HeaderName; 6] = [
 /// # Errors
 /// [`Refusal::Malformed`], [`Refusal::Unsupported`]
 pub(super) fn check(head: &request::Parts) -> Result<(), Refusal> {
-    if head.method == Method::CONNECT || head.headers.contains_key(header::UPGRADE) {
+    if head.method == Method::CONNECT {
         return Err(Refusal::Unsupported);
     }
     let hosts = head.headers.get_all(header::HOST).iter().count();
-    if hosts > 1 || (hosts == 0 && head.version == Version::HTTP_11) {
+    let needed = match head.version {
+        Version::HTTP_11 => true,
+        Version::HTTP_2 => head.uri.authority().is_none(),
+        _ => false,
+    };
+    if hosts > 1 || (hosts == 0 && needed) {
         return Err(Refusal::Malformed("exactly one Host header is needed"));
     }
     if head.headers.contains_key(header::TRANSFER_ENCODING) && !is_only_chunked(&head.headers) {
@@ -48,7 +53,35 @@ pub(super) fn check(head: &request::Parts) -> Result<(), Refusal> {
     if has_dot_segments(head.uri.path()) {
         return Err(Refusal::Malformed("the path must not have `.` or `..` segments"));
     }
+    if wanted_protocol(head).is_some() && has_body(&head.headers) {
+        return Err(Refusal::Malformed("a request for another protocol must not have a body"));
+    }
     Ok(())
+}
+
+/// The protocol that the client wants to go on with, if it is one that the gateway passes on: HTTP/2 is its own affair
+/// and is spoken with clients that begin with it.
+pub(super) fn wanted_protocol(head: &request::Parts) -> Option<HeaderValue> {
+    if head.version != Version::HTTP_11 {
+        return None;
+    }
+    let wanted = head.headers.get(header::UPGRADE)?;
+    let asked = listed(&head.headers, header::CONNECTION).any(|name| name == "upgrade");
+    let own = listed(&head.headers, header::UPGRADE).any(|name| name == "h2c" || name.starts_with("http/"));
+    (asked && !own).then(|| wanted.clone())
+}
+
+/// Whether `protocol`, as a machine answered it, is one of those `wanted`.
+pub(super) fn is_wanted(protocol: Option<&HeaderValue>, wanted: &HeaderValue) -> bool {
+    let (Some(Ok(protocol)), Ok(wanted)) = (protocol.map(HeaderValue::to_str), wanted.to_str()) else {
+        return false;
+    };
+    wanted.split(',').any(|one| one.trim().eq_ignore_ascii_case(protocol.trim()))
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH);
+    headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
 fn is_only_chunked(headers: &HeaderMap) -> bool {
@@ -63,9 +96,15 @@ fn has_dot_segments(path: &str) -> bool {
     path.split(['/', '\\']).any(|segment| segment == "." || segment == "..")
 }
 
-/// Makes the head that is sent to the machine at `machine`.
-pub(super) fn toward_machine(head: &mut request::Parts, source: Ipv4Addr, machine: SocketAddrV4) {
-    let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+/// Makes the head that is sent to the machine at `machine`. `streamed`: a body comes whose length nobody has said.
+pub(super) fn toward_machine(
+    head: &mut request::Parts,
+    source: Ipv4Addr,
+    machine: SocketAddrV4,
+    streamed: bool,
+) {
+    let chunked = streamed || head.headers.contains_key(header::TRANSFER_ENCODING);
+    let protocol = wanted_protocol(head);
     let trailers = wants_trailers(&head.headers);
     let host = head
         .uri
@@ -87,7 +126,12 @@ pub(super) fn toward_machine(head: &mut request::Parts, source: Ipv4Addr, machin
     if trailers {
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if head.version == Version::HTTP_2 {
+        join_cookies(&mut head.headers);
+    }
+    let connection = if protocol.is_some() { "upgrade" } else { "close" };
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
+    head.headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
     head.headers.extend(host.map(|host| (header::HOST, host)));
     head.headers.extend(HeaderValue::from_str(&source.to_string()).ok().map(|ip| (FORWARDED_FOR, ip)));
     head.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -101,6 +145,23 @@ pub(super) fn toward_client(headers: &mut HeaderMap) {
         headers.remove(header::CONTENT_LENGTH);
     }
     remove_hop_by_hop(headers);
+}
+
+/// Makes the headers of a 101, by which a client and a machine go over to `protocol`.
+pub(super) fn toward_client_in(protocol: HeaderValue, headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+/// HTTP/2 may part what HTTP/1.1 has in one header (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let parts: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if parts.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&parts.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, whole);
+    }
 }
 
 fn wants_trailers(headers: &HeaderMap) -> bool {
@@ -144,7 +205,7 @@ mod tests {
 
     fn sent(uri: &str, headers: &[(&str, &str)]) -> Vec<String> {
         let mut head = head(uri, headers);
-        toward_machine(&mut head, SOURCE, MACHINE);
+        toward_machine(&mut head, SOURCE, MACHINE, false);
         let line =
             |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
         let mut lines: Vec<String> = head.headers.iter().map(line).collect();
@@ -199,6 +260,38 @@ mod tests {
     }
 
     #[test]
+    fn another_protocol_is_asked_for_where_the_client_does() {
+        let upgrade = |connection, protocol| {
+            let lines = sent("/", &[("host", "h"), ("connection", connection), ("upgrade", protocol)]);
+            let upgrade = lines.iter().find(|line| line.starts_with("upgrade")).cloned();
+            let connection = lines.iter().find(|line| line.starts_with("connection")).cloned();
+            (connection.unwrap(), upgrade)
+        };
+        let asked = ("connection: upgrade".to_owned(), Some("upgrade: websocket".to_owned()));
+        assert_eq!(upgrade("keep-alive, Upgrade", "websocket"), asked);
+        for (connection, protocol) in
+            [("keep-alive", "websocket"), ("upgrade, http2-settings", "h2c"), ("upgrade", "HTTP/2.0, x")]
+        {
+            assert_eq!(upgrade(connection, protocol), ("connection: close".to_owned(), None));
+        }
+        let (wanted, value) = (HeaderValue::from_static("a, WebSocket"), HeaderValue::from_static);
+        assert!(is_wanted(Some(&value("websocket")), &wanted));
+        assert!(!is_wanted(Some(&value("h2c")), &wanted) && !is_wanted(None, &wanted));
+    }
+
+    #[test]
+    fn http_2_becomes_http_1() {
+        let mut head = head("http://example.org/x", &[("cookie", "a=1"), ("cookie", "b=2")]);
+        head.version = Version::HTTP_2;
+        assert!(check(&head).is_ok());
+        toward_machine(&mut head, SOURCE, MACHINE, true);
+        assert_eq!((head.version, head.uri.to_string().as_str()), (Version::HTTP_11, "/x"));
+        let header = |name| head.headers.get(name).unwrap().to_str().unwrap();
+        assert_eq!((header("host"), header("cookie")), ("example.org", "a=1; b=2"));
+        assert_eq!(header("transfer-encoding"), "chunked");
+    }
+
+    #[test]
     fn paths_that_leave_their_prefix_are_refused() {
         for path in ["/a/../b", "/a/%2e%2E/b", "/a%2f..%2Fb", "/..", "/a/./b", "/a\\..\\b", "/a/%2e"] {
             assert!(has_dot_segments(path), "{path}");
@@ -212,7 +305,14 @@ mod tests {
     fn what_the_gateway_does_not_do_is_refused() {
         let unsupported = |r| matches!(r, Err(Refusal::Unsupported));
         let malformed = |r| matches!(r, Err(Refusal::Malformed(_)));
-        assert!(unsupported(check(&head("/", &[("host", "h"), ("upgrade", "websocket")]))));
+        let mut tunnel = head("/", &[("host", "h")]);
+        tunnel.method = Method::CONNECT;
+        assert!(unsupported(check(&tunnel)));
+        let upgrade = [("host", "h"), ("connection", "Upgrade"), ("upgrade", "websocket")];
+        assert!(check(&head("/", &upgrade)).is_ok());
+        for body in [("content-length", "2"), ("transfer-encoding", "chunked")] {
+            assert!(malformed(check(&head("/", &[&upgrade[..], &[body]].concat()))));
+        }
         assert!(malformed(check(&head("/", &[]))));
         assert!(malformed(check(&head("/", &[("host", "a"), ("host", "b")]))));
         assert!(malformed(check(&head("/", &[("host", "a"), ("transfer-encoding", "gzip, chunked")]))));

@@ -1,33 +1,26 @@
 //! Ports and the connections that come in on them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Cursor};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use mvm_model::RoutingTable;
-use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::exchange::{self, Origin};
+use super::connection;
 use super::hold::Holds;
-use super::peer::{self, Identified, TrustedProxy};
+use super::peer::TrustedProxy;
 use super::{AccessLog, Config, GatewayError, Limits, note};
 
 /// Connections that the kernel keeps for a port until they are accepted.
 const BACKLOG: u32 = 1024;
-/// The longest head of a request, in bytes, and the most headers in it. More is answered 431.
-const MAX_HEAD: usize = 64 * 1024;
-const MAX_HEADERS: usize = 100;
 /// Pause after a connection could not be accepted, mostly for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -37,14 +30,14 @@ pub(super) struct Shared {
     table: RwLock<Arc<RoutingTable>>,
     pub(super) holds: Holds,
     pub(super) limits: Limits,
-    trusted_proxy: TrustedProxy,
+    pub(super) trusted_proxy: TrustedProxy,
     pub(super) log: AccessLog,
     places: Arc<Semaphore>,
-    connections: TaskTracker,
+    pub(super) connections: TaskTracker,
     /// Connections end with the request they are at.
-    closing: CancellationToken,
+    pub(super) closing: CancellationToken,
     /// Connections end now.
-    ending: CancellationToken,
+    pub(super) ending: CancellationToken,
 }
 
 impl Shared {
@@ -163,10 +156,11 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, port: u16) {
             }
         };
         let Ok(place) = Arc::clone(&shared.places).acquire_owned().await else { return };
-        let connection = Arc::clone(&shared);
+        let serving = Arc::clone(&shared);
         shared.connections.spawn(async move {
-            let ending = connection.ending.clone();
-            let served = ending.run_until_cancelled_owned(serve(&connection, stream, peer, port)).await;
+            let ending = serving.ending.clone();
+            let served = connection::serve(&serving, stream, peer, port);
+            let served = ending.run_until_cancelled_owned(served).await;
             if let Some(Err(error)) = served
                 && error.is_worth_a_note()
             {
@@ -175,67 +169,4 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, port: u16) {
             drop(place);
         });
     }
-}
-
-/// Why a connection ended before its time.
-#[derive(Debug, thiserror::Error)]
-enum ConnectionError {
-    #[error("no request came in time")]
-    Late,
-    #[error(transparent)]
-    Peer(#[from] peer::PeerError),
-    #[error(transparent)]
-    Http(#[from] hyper::Error),
-    #[error("{0}")]
-    Socket(#[from] io::Error),
-}
-
-impl ConnectionError {
-    /// Clients that leave or have nothing to say are a matter of course.
-    fn is_worth_a_note(&self) -> bool {
-        match self {
-            ConnectionError::Late | ConnectionError::Peer(peer::PeerError::Io(_)) => false,
-            ConnectionError::Peer(_) | ConnectionError::Socket(_) => true,
-            ConnectionError::Http(error) => error.is_parse(),
-        }
-    }
-}
-
-async fn serve(
-    shared: &Shared,
-    mut stream: TcpStream,
-    peer: SocketAddrV4,
-    port: u16,
-) -> Result<(), ConnectionError> {
-    stream.set_nodelay(true)?;
-    limit_unanswered(&stream, shared.limits.silence)?;
-    let identify = timeout(shared.limits.head, peer::identify(&mut stream, peer, shared.trusted_proxy));
-    let Some(identified) = shared.closing.run_until_cancelled(identify).await else { return Ok(()) };
-    let Identified { source, first_bytes } = identified.map_err(|_| ConnectionError::Late)??;
-
-    let (reader, writer) = stream.into_split();
-    let io = TokioIo::new(tokio::io::join(Cursor::new(first_bytes).chain(reader), writer));
-    let origin = Origin { port, source: *source.ip() };
-    let service = service_fn(|request| exchange::answer(shared, origin, request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(shared.limits.head)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(io, service);
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shared.closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    Ok(ended?)
-}
-
-/// A client that no longer takes what it is sent keeps no machine awake.
-fn limit_unanswered(stream: &TcpStream, limit: Duration) -> io::Result<()> {
-    let milliseconds = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, milliseconds)?)
 }

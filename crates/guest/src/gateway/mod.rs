@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `config` | where files are, limits |
 //! | `run` | the service: signals, the ready file |
-//! | `listen` | ports and connections |
+//! | `listen` | ports |
+//! | `connection` | one connection: HTTP/1.1 or HTTP/2 |
 //! | `peer` | who is at the other end of a connection: PROXY protocol |
 //! | `exchange` | one request: route, Hold, forward |
 //! | `hold` | asks the host for a machine, on port 53 |
 //! | `upstream` | connects to that machine and passes the request on |
+//! | `tunnel`, `websocket` | a connection that has switched protocols |
 //! | `headers`, `body`, `refusal` | what is changed on the way, streaming, answers of the gateway's own |
 //! | `access_log` | a line for each request |
 //!
@@ -18,6 +20,7 @@
 mod access_log;
 mod body;
 mod config;
+mod connection;
 mod exchange;
 mod headers;
 mod hold;
@@ -27,7 +30,9 @@ mod refusal;
 mod run;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 mod upstream;
+mod websocket;
 
 use std::io;
 use std::path::{Path, PathBuf};

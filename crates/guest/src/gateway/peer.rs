@@ -89,6 +89,34 @@ pub(super) async fn identify<R: AsyncRead + Unpin>(
     }
 }
 
+/// What a client sends first that knows before that HTTP/2 is spoken here (RFC 9113, 3.4).
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// As much of a first request is read at once.
+const FIRST_READ: usize = 2048;
+
+/// Whether the bytes that come first are those of HTTP/2. Reads on until that is certain, into `first_bytes`.
+///
+/// # Errors
+/// The stream's.
+pub(super) async fn begins_with_http2<R: AsyncRead + Unpin>(
+    stream: &mut R,
+    first_bytes: &mut Vec<u8>,
+) -> io::Result<bool> {
+    loop {
+        let have = first_bytes.len().min(HTTP2.len());
+        if first_bytes[..have] != HTTP2[..have] {
+            return Ok(false);
+        }
+        if have == HTTP2.len() {
+            return Ok(true);
+        }
+        first_bytes.reserve(FIRST_READ);
+        if stream.read_buf(first_bytes).await? == 0 {
+            return Ok(false);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,5 +160,23 @@ mod tests {
             // What it did not need to read is still to come.
             assert_eq!(identified.first_bytes, b"\r\nGET / ");
         }
+    }
+
+    #[tokio::test]
+    async fn http_2_is_known_by_its_first_bytes() {
+        let found = async |first: &[u8], then: &[u8]| {
+            let mut first_bytes = first.to_vec();
+            let found = begins_with_http2(&mut &*then, &mut first_bytes).await.unwrap();
+            assert_eq!(first_bytes, [first, then].concat());
+            found
+        };
+        for cut in 0..=HTTP2.len() {
+            let (first, then) = HTTP2.split_at(cut);
+            assert!(found(first, then).await, "{cut}");
+        }
+        assert!(found(HTTP2, b"").await);
+        assert!(!found(b"", b"PRI / HTTP/1.1\r\n").await);
+        assert!(!found(b"", b"PRI").await);
+        assert!(!found(b"", b"").await);
     }
 }

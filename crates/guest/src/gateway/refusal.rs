@@ -15,9 +15,17 @@ pub(super) enum Refusal {
     /// A request that could be understood in two ways, or in none.
     #[error("{0}")]
     Malformed(&'static str),
-    /// Upgrades and CONNECT.
-    #[error("upgrades and tunnels are not supported by this version")]
+    /// CONNECT.
+    #[error("CONNECT is not supported: this is no forward proxy")]
     Unsupported,
+    /// A body that is longer than the route takes.
+    #[error("route `{route}`: a request's body may have {mib} MiB at most")]
+    TooLarge {
+        /// The route's name.
+        route: String,
+        /// How much it takes.
+        mib: u32,
+    },
     /// Nothing in the table.
     #[error("no route matches this port, path and sender")]
     NoRoute,
@@ -51,7 +59,13 @@ pub(super) enum Refusal {
         /// The route's name.
         route: String,
     },
-    /// No byte for too long.
+    /// The machine ended while it had the request in hand.
+    #[error("route `{route}`: the machine went to sleep or stopped before there was an answer")]
+    Gone {
+        /// The route's name.
+        route: String,
+    },
+    /// No byte for too long, or no end.
     #[error("route `{route}`: there was no answer in time")]
     Silent {
         /// The route's name.
@@ -65,10 +79,12 @@ impl Refusal {
             Refusal::Malformed(_) => StatusCode::BAD_REQUEST,
             Refusal::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Refusal::NoRoute => StatusCode::NOT_FOUND,
+            Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::NoMachine { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::Unreachable { .. } | Refusal::Broken { .. } | Refusal::Nonsense { .. } => {
-                StatusCode::BAD_GATEWAY
-            }
+            Refusal::Unreachable { .. }
+            | Refusal::Broken { .. }
+            | Refusal::Nonsense { .. }
+            | Refusal::Gone { .. } => StatusCode::BAD_GATEWAY,
             Refusal::Silent { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }

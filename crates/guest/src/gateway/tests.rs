@@ -4,4 +4,7 @@ mod forwarding;
 mod hardening;
 mod harness;
 mod holding;
+mod http2;
+mod limits;
 mod service;
+mod upgrades;

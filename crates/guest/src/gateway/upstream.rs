@@ -1,5 +1,6 @@
 //! Connects to a machine and passes a request on to it.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Silence, Upload};
+use super::hold::Hold;
 
 /// Pause before the next try where the last one was answered with a refusal.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
@@ -70,12 +72,14 @@ pub(super) enum SendError {
     Broken(hyper::Error),
     /// No byte in either direction for too long.
     Silent,
+    /// The machine does not run any longer.
+    Gone,
 }
 
 /// An answer's head, its body still to come, and what drives the connection.
 pub(super) type Answered = (Response<Incoming>, AbortOnDropHandle<()>);
 
-/// Sends `request` and waits for the head of its answer, unless `silence` comes first.
+/// Sends `request` and waits for the head of its answer, unless `silence` or the end of the machine comes first.
 ///
 /// # Errors
 /// [`SendError`]
@@ -83,17 +87,20 @@ pub(super) async fn send(
     stream: TcpStream,
     request: Request<Upload>,
     silence: &mut Silence,
+    hold: &mut Hold,
 ) -> Result<Answered, SendError> {
     let handshake = http1::Builder::new().handshake(TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(SendError::Broken)?;
     let driver = AbortOnDropHandle::new(tokio::spawn(async move {
         // How it ended is told to whoever waits for the answer.
-        let _ = connection.await;
+        let _ = connection.with_upgrades().await;
     }));
     tokio::select! {
+        biased;
         response = sender.send_request(request) => {
             response.map(|response| (response, driver)).map_err(SendError::Broken)
         }
+        () = poll_fn(|cx| hold.poll_gone(cx)) => Err(SendError::Gone),
         () = silence => Err(SendError::Silent),
     }
 }

@@ -102,6 +102,7 @@ impl Deployment {
                 "target.target_port"
             }
             InvalidRoutes::Port(_) => "match_rule.port",
+            InvalidRoutes::Limit { key, .. } => &format!("limits.{key}"),
         };
         Err(Problem::new(format!("routes[{index}].{part}"), invalid.to_string()))
     }

@@ -5,17 +5,29 @@ use ipnet::Ipv4Net;
 use super::Problem;
 use super::check::PORT;
 use super::reader::{Keys, Value};
-use crate::routes::{MatchRule, Target};
+use crate::routes::{MatchRule, RouteLimits, Target};
 use crate::{InstanceSelector, Route};
 
 /// Reads one of `[[routes]]`.
 pub(super) fn read(section: Value<'_, '_>) -> Result<Route, Problem> {
-    const ROUTE: Keys = Keys { known: &["name", "match_rule", "target"], later: &[] };
+    const ROUTE: Keys = Keys { known: &["name", "match_rule", "target", "limits"], later: &[] };
     let route = section.table(&ROUTE)?;
     Ok(Route {
         name: route.required("name", |value| value.filled_text())?,
         match_rule: route.required("match_rule", read_match_rule)?,
         target: route.required("target", read_target)?,
+        limits: route.optional("limits", read_limits)?.unwrap_or_default(),
+    })
+}
+
+fn read_limits(value: Value<'_, '_>) -> Result<RouteLimits, Problem> {
+    const LIMITS: Keys = Keys { known: &["timeout_seconds", "idle_seconds", "max_body_mib"], later: &[] };
+    let limits = value.table(&LIMITS)?;
+    let seconds = |key| limits.optional(key, |value| value.integer(&RouteLimits::SECONDS));
+    Ok(RouteLimits {
+        timeout_seconds: seconds("timeout_seconds")?,
+        idle_seconds: seconds("idle_seconds")?,
+        max_body_mib: limits.optional("max_body_mib", |value| value.integer(&RouteLimits::BODY_MIB))?,
     })
 }
 

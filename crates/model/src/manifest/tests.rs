@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::routes::{MatchRule, Target};
+use crate::routes::{MatchRule, RouteLimits, Target};
 use crate::{
     DesiredCounts, Egress, InstanceSelector, PoolSpec, Profile, Quotas, Resources, RestartPolicy, Role,
     Route, RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression,
@@ -111,10 +111,19 @@ fn the_example_of_the_contract_is_read() {
                     instance_selector: InstanceSelector::Any,
                     target_port: 8080,
                 },
+                limits: RouteLimits::default(),
             }],
         },
     };
     assert_eq!(good().deployment, expected);
+}
+
+#[test]
+fn a_route_has_the_limits_that_are_written() {
+    let limits = "limits = { timeout_seconds = 20, idle_seconds = 60, max_body_mib = 5 }\n[secrets]";
+    let manifest = Manifest::parse(&GOOD.replacen("[secrets]", limits, 1)).unwrap();
+    let expected = RouteLimits { timeout_seconds: Some(20), idle_seconds: Some(60), max_body_mib: Some(5) };
+    assert_eq!(manifest.deployment.routes.routes[0].limits, expected);
 }
 
 #[test]
@@ -261,6 +270,10 @@ const MISTAKES: &[Mistake] = &[
     ("[[routes]]", "[[publish]]\nport = 8080\npool = 'workers'\ntarget_port = 1\nbind = '0.0.0.0'\n[[routes]]",
         28, "publish[1].port", "0.0.0.0:8080 is taken already by publish[0]"),
     ("port = 8081, path_prefix = \"/\"", "", 29, "routes[0].match_rule", "matches everything"),
+    ("[secrets]", "limits = { idle_seconds = 0 }\n[secrets]", 31, "routes[0].limits.idle_seconds", "1 to 86400"),
+    ("[secrets]", "limits = { idle_second = 1 }\n[secrets]", 31, "routes[0].limits.idle_second",
+        "did you mean `idle_seconds`?"),
+    ("[secrets]", "limits = { max_body_mib = '1' }\n[secrets]", 31, "routes[0].limits.max_body_mib", "a whole number"),
     ("path_prefix = \"/\"", "path_prefix = \"a\"", 29, "routes[0].match_rule.path_prefix", "must start with `/`"),
     ("[secrets]", "[[routes]]\nname = 'b'\nmatch_rule = { port = 8081, path_prefix = '/' }\n\
         target = { pool_id = 'workers', instance_selector = 'any', target_port = 1 }\n[secrets]",
@@ -343,6 +356,7 @@ fn the_agent_finds_by_itself_what_a_deployment_must_not_be() {
     assert_eq!(key_of(|d| d.publish[0].port = 0), "publish[0].port");
     assert_eq!(key_of(|d| d.routes.routes[0].match_rule.port = Some(0)), "routes[0].match_rule.port");
     assert_eq!(key_of(|d| d.routes.routes[0].target.target_port = 0), "routes[0].target.target_port");
+    assert_eq!(key_of(|d| d.routes.routes[0].limits.max_body_mib = Some(0)), "routes[0].limits.max_body_mib");
     assert_eq!(good().deployment.check(), Ok(()));
 }
 

@@ -21,7 +21,7 @@ mod warm;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mvm_host::MachineEnded;
+use mvm_host::{MachineEnded, ProcessIdentity};
 use mvm_model::state::Refused;
 use mvm_model::{InstanceId, InstanceState, RestartPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -158,6 +158,47 @@ pub struct Machine {
     mailbox: mpsc::UnboundedSender<Command>,
     view: watch::Receiver<View>,
     leases: Arc<Leases>,
+}
+
+/// One run of a machine, from a start or a wake to its end.
+#[derive(Debug)]
+pub struct Run {
+    view: watch::Receiver<View>,
+    process: Option<ProcessIdentity>,
+    last: Stay,
+}
+
+/// Whether a run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// It does.
+    Stays,
+    /// An act has begun that ends it, once what is in hand is done.
+    Leaving,
+    /// It has ended.
+    Gone,
+}
+
+impl Run {
+    /// Resolves when the answer is another than the last time.
+    pub async fn changed(&mut self) -> Stay {
+        let (process, last) = (&self.process, self.last);
+        let stay = |view: &View| {
+            if view.row.state != InstanceState::Running || view.row.process != *process {
+                return Stay::Gone;
+            }
+            match view.act {
+                Some(Intent::Sleep | Intent::Warm | Intent::Stop | Intent::Destroy) => Stay::Leaving,
+                Some(Intent::Start | Intent::Wake | Intent::Resume) | None => Stay::Stays,
+            }
+        };
+        // A task that is gone has taken its machine along.
+        self.last = match self.view.wait_for(|view| stay(view) != last).await {
+            Ok(view) => stay(&view),
+            Err(_) => Stay::Gone,
+        };
+        self.last
+    }
 }
 
 impl std::fmt::Debug for Command {
@@ -300,6 +341,17 @@ impl Machine {
             Ok(view) if view.row.state == InstanceState::Running => Ok(()),
             _ => Err(ActError::Gone),
         }
+    }
+
+    /// How much longer it runs, told as it changes.
+    pub fn run_of(&self) -> Run {
+        let process = self.view.borrow().row.process.clone();
+        Run { view: self.view.clone(), process, last: Stay::Stays }
+    }
+
+    /// Keeps it from sleeping while the lease lives. One that does not run is not made to.
+    pub fn lease(&self) -> Lease {
+        self.leases.take()
     }
 
     /// How many leases keep it awake.

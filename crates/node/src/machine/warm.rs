@@ -17,12 +17,12 @@ impl Task {
         }
         self.row.state.after(Operation::Warm)?;
         let drain = self.pool().await?.runtime_policy.drain_timeout_seconds;
-        // Messages in hand are finished first, as before a sleep.
+        self.begin(Intent::Warm).await?;
+        reached(KillPoint::WarmBegun);
+        // Messages in hand are finished first, as before a sleep; who only waits lets go when it is told of the act.
         if tokio::time::timeout(Duration::from_secs(drain.into()), self.leases.none()).await.is_err() {
             tracing::info!(instance = %self.row.id, "paused with messages still in hand after {drain} s");
         }
-        self.begin(Intent::Warm).await?;
-        reached(KillPoint::WarmBegun);
         // A guest that stands still answers nobody.
         self.session = None;
         // S6: what it is when it goes on it has to confirm first.

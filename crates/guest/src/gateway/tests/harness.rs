@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, timeout};
 
 use super::super::{AccessLog, Config, Gateway, Limits, TrustedProxy};
@@ -48,6 +48,13 @@ pub(super) fn route(name: &str, prefix: &str, target_port: u16) -> Value {
         "match_rule": { "port": PORT, "path_prefix": prefix },
         "target": { "pool_id": name, "instance_selector": "any", "target_port": target_port },
     })
+}
+
+/// A route with limits.
+pub(super) fn limited(target_port: u16, limits: Value) -> Value {
+    let mut route = route("all", "/", target_port);
+    route["limits"] = limits;
+    route
 }
 
 pub(super) struct Setup {
@@ -115,6 +122,8 @@ pub(super) struct Seen {
     pub(super) open: usize,
     /// Which requests' streams have ended, in this order.
     pub(super) ended: Vec<usize>,
+    /// What was said about whether machines are to run on, in this order.
+    pub(super) keeps: Vec<bool>,
 }
 
 impl Seen {
@@ -128,42 +137,62 @@ impl Seen {
 }
 
 /// The host's end of port 53.
-pub(super) struct Host(watch::Sender<Seen>);
+pub(super) struct Host {
+    seen: watch::Sender<Seen>,
+    notices: broadcast::Sender<Option<HostReply>>,
+}
 
 impl Host {
     fn start(socket: PathBuf, answering: Answering) -> Host {
         let seen = watch::Sender::new(Seen::default());
         let listener = UnixListener::bind(socket).unwrap();
         let answering = Arc::new(answering);
-        let host = seen.clone();
+        let notices = broadcast::Sender::new(8);
+        let (host, to_all) = (seen.clone(), notices.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve_hold(stream, host.clone(), Arc::clone(&answering)));
+                tokio::spawn(serve_hold(stream, host.clone(), Arc::clone(&answering), to_all.subscribe()));
             }
         });
-        Host(seen)
+        Host { seen, notices }
+    }
+
+    /// Says something on every stream that is open; `None` breaks them.
+    pub(super) fn say(&self, notice: Option<HostReply>) {
+        self.notices.send(notice).unwrap();
+    }
+
+    /// Waits until all of this was said about whether machines are to run on.
+    pub(super) async fn was_told(&self, keeps: &[bool]) {
+        let mut seen = self.seen.subscribe();
+        let _ = soon(seen.wait_for(|seen| seen.keeps == keeps)).await.unwrap();
     }
 
     pub(super) fn seen(&self) -> Seen {
-        self.0.borrow().clone()
+        self.seen.borrow().clone()
     }
 
     /// Waits until the stream of this request has ended.
     pub(super) async fn ended(&self, request: usize) {
-        let mut seen = self.0.subscribe();
+        let mut seen = self.seen.subscribe();
         let _ = soon(seen.wait_for(|seen| seen.ended.contains(&request))).await.unwrap();
     }
 
     /// Waits until so many requests have come in all, and so many streams are open.
     pub(super) async fn has(&self, requests: usize, open: usize) {
-        let mut seen = self.0.subscribe();
+        let mut seen = self.seen.subscribe();
         let there = seen.wait_for(|seen| seen.requests.len() == requests && seen.open == open);
         let waited = timeout(Duration::from_secs(30), there).await.map(drop);
         assert!(waited.is_ok(), "{requests} requests and {open} streams: {:?}", self.seen());
     }
 }
 
-async fn serve_hold(mut stream: UnixStream, seen: watch::Sender<Seen>, answering: Arc<Answering>) {
+async fn serve_hold(
+    mut stream: UnixStream,
+    seen: watch::Sender<Seen>,
+    answering: Arc<Answering>,
+    mut notices: broadcast::Receiver<Option<HostReply>>,
+) {
     let Ok(Some(request)) = frame::read::<HostRequest, _>(&mut stream).await else { return };
     let mut number = 0;
     let reply = answering(&request, seen.borrow().requests.len());
@@ -177,7 +206,21 @@ async fn serve_hold(mut stream: UnixStream, seen: watch::Sender<Seen>, answering
         Some(HostReply::Error { message }) if message == "break" => {}
         Some(reply) => {
             let _ = frame::write(&mut stream, &reply).await;
-            let _ = stream.read(&mut [0]).await;
+            let (mut reader, mut writer) = stream.into_split();
+            let listen = async {
+                while let Ok(Some(HostRequest::Keep { running })) = frame::read(&mut reader).await {
+                    seen.send_modify(|seen| seen.keeps.push(running));
+                }
+            };
+            let speak = async {
+                while let Ok(Some(notice)) = notices.recv().await {
+                    let _ = frame::write(&mut writer, &notice).await;
+                }
+            };
+            tokio::select! {
+                () = listen => {}
+                () = speak => {}
+            }
         }
         None => {
             let _ = stream.read(&mut [0]).await;
