@@ -134,6 +134,7 @@ impl WebSocket {
         String::from_utf8(text).unwrap().parse().unwrap()
     }
 
+    #[track_caller]
     fn frame(&mut self) -> (u8, Vec<u8>) {
         let head = self.0.exactly(2);
         (head[0] & 15, self.0.exactly(head[1].into()))

@@ -72,6 +72,11 @@ struct Sent {
 }
 
 impl Sent {
+    /// Whether a frame may be sent in the machine's place.
+    fn may_speak(&self) -> bool {
+        self.whole && self.frames.as_ref().is_some_and(Frames::may_begin)
+    }
+
     fn at_boundary(&self) -> bool {
         self.whole && self.frames.as_ref().is_none_or(Frames::at_boundary)
     }
@@ -89,7 +94,7 @@ impl Leave {
     fn close_frame(self) -> Vec<u8> {
         match self {
             Leave::Machine | Leave::MachineHasGone => {
-                websocket::close(websocket::SERVICE_RESTART, "the machine went to sleep: connect again")
+                websocket::close(websocket::SERVICE_RESTART, "it sleeps or was stopped: connect again")
             }
             Leave::Gateway => websocket::close(websocket::GOING_AWAY, "the gateway ends"),
         }
@@ -230,6 +235,10 @@ async fn down(
             length = machine.read(&mut chunk) => length?,
         };
         if length == 0 {
+            // A service that was ended or has crashed says nothing more; its client is to come again.
+            if sent.may_speak() {
+                client.write_all(&Leave::Machine.close_frame()).await?;
+            }
             client.shutdown().await?;
             return Ok(End::Said);
         }
@@ -285,7 +294,7 @@ async fn oversee(shared: &Shared, hold: &mut Hold, traffic: &Traffic, idle: Dura
 /// Takes leave of the client; whether in order.
 async fn part(client: &mut Side, sent: &Sent, leave: Leave) -> bool {
     let (from, to) = client;
-    let may_speak = sent.whole && sent.frames.as_ref().is_some_and(Frames::may_begin);
+    let may_speak = sent.may_speak();
     let said = async {
         if may_speak {
             to.write_all(&leave.close_frame()).await?;

@@ -137,6 +137,18 @@ async fn a_machine_that_has_gone_says_its_last_words() {
 }
 
 #[tokio::test]
+async fn a_service_that_ends_without_a_word_is_excused() {
+    let (setup, mut client, machine, service) = switched("websocket", json!({})).await;
+    drop(machine);
+    assert_closes(&rest(&mut client).await, 1012);
+    // One that has said it is not.
+    let (mut client, mut machine) = switch(&setup, &service, "websocket").await;
+    machine.send(b"\x88\x02\x03\xe8").await;
+    drop(machine);
+    assert_closes(&rest(&mut client).await, 1000);
+}
+
+#[tokio::test]
 async fn a_new_agent_is_asked_for_the_same_machine() {
     let (setup, mut client, mut machine, _service) = switched("websocket", json!({})).await;
     setup.host.say(None);
