@@ -8,13 +8,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::access_log::Entry;
 use super::hold::Hold;
+
+/// For so long what is sent to a request that was refused is taken and thrown away.
+const DISCARDING: Duration = Duration::from_secs(5);
 
 /// When a request last moved, in either direction, and whether it moved too much. Clones are of the same request.
 #[derive(Debug, Clone)]
@@ -93,7 +96,8 @@ impl Future for Silence {
 /// A request's body on its way to the machine.
 #[derive(Debug)]
 pub(super) struct Upload {
-    body: Incoming,
+    /// Gone when it was too much.
+    body: Option<Incoming>,
     /// How much more of it may come.
     room: u64,
     activity: Activity,
@@ -113,7 +117,7 @@ pub(super) enum UploadError {
 impl Upload {
     /// At most `room` bytes are taken.
     pub(super) fn new(body: Incoming, room: u64, activity: Activity) -> Upload {
-        Upload { body, room, activity }
+        Upload { body: Some(body), room, activity }
     }
 }
 
@@ -125,13 +129,15 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
         self.activity.touch();
         let Some(frame) = frame else { return Poll::Ready(None) };
         let frame = frame?;
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         let Some(room) = self.room.checked_sub(length) else {
             self.activity.0.too_much.store(true, Ordering::Relaxed);
+            self.body.take().map(discard);
             return Poll::Ready(Some(Err(UploadError::TooLong)));
         };
         self.room = room;
@@ -139,12 +145,18 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_some_and(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::new, Body::size_hint)
     }
+}
+
+/// Takes what is still to come of a body that nobody wants, for a while: most clients read an answer only when they have
+/// sent all, and what was not taken would break the connection before.
+pub(super) fn discard(mut body: Incoming) {
+    tokio::spawn(timeout(DISCARDING, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
 /// A machine's answer, with everything that is needed until its last byte has come.

@@ -11,11 +11,11 @@ use hyper::body::{Body as _, Incoming};
 use hyper::header::HeaderValue;
 use hyper::upgrade::{self, OnUpgrade};
 use hyper::{Request, Response, StatusCode, Version};
-use mvm_model::Route;
+use mvm_model::{Route, RoutingTable};
 use tokio::time::Instant;
 
 use super::access_log::Entry;
-use super::body::{Activity, Answer, Content, Download, Upload};
+use super::body::{Activity, Answer, Content, Download, Upload, discard};
 use super::headers;
 use super::hold::Hold;
 use super::listen::Shared;
@@ -128,19 +128,44 @@ async fn forward(
     request: Request<Incoming>,
     entry: &mut Entry,
 ) -> Result<Forwarded, Refusal> {
-    let (head, body) = request.into_parts();
-    headers::check(&head)?;
     let table = shared.table();
-    let route = table.find(origin.port, head.uri.path(), origin.source).ok_or(Refusal::NoRoute)?;
+    match admit(shared, origin, &table, &request, entry).await {
+        Ok(admitted) => pass_on(shared, origin, admitted, request).await,
+        Err(refusal) => {
+            // Who waits for leave to send its body is not to get it.
+            let waits = request.headers().contains_key(hyper::header::EXPECT);
+            if !waits && !request.body().is_end_stream() {
+                discard(request.into_body());
+            }
+            Err(refusal)
+        }
+    }
+}
+
+/// What a request needs to be passed on.
+struct Admitted<'a> {
+    route: &'a Route,
+    bounds: Bounds,
+    hold: Hold,
+}
+
+async fn admit<'a>(
+    shared: &Shared,
+    origin: Origin,
+    table: &'a RoutingTable,
+    request: &Request<Incoming>,
+    entry: &mut Entry,
+) -> Result<Admitted<'a>, Refusal> {
+    headers::check(request)?;
+    let route = table.find(origin.port, request.uri().path(), origin.source).ok_or(Refusal::NoRoute)?;
     entry.line.route = Some(route.name.clone());
     let bounds = Bounds::of(route, shared);
-    if body.size_hint().lower() > bounds.body {
+    if request.body().size_hint().lower() > bounds.body {
         // Before it wakes anybody.
         return Err(too_large(route));
     }
     let hold = take_hold(shared, route, &bounds, entry).await?;
-    let request = Request::from_parts(head, body);
-    pass_on(shared, origin, route, &bounds, hold, request).await
+    Ok(Admitted { route, bounds, hold })
 }
 
 fn too_large(route: &Route) -> Refusal {
@@ -164,9 +189,7 @@ async fn take_hold(
 async fn pass_on(
     shared: &Shared,
     origin: Origin,
-    route: &Route,
-    bounds: &Bounds,
-    mut hold: Hold,
+    Admitted { route, bounds, mut hold }: Admitted<'_>,
     mut request: Request<Incoming>,
 ) -> Result<Forwarded, Refusal> {
     let name = || route.name.clone();
@@ -179,7 +202,7 @@ async fn pass_on(
     let mut silence = activity.silence_or(bounds.silence, bounds.deadline);
     let client = upgrade::on(&mut request);
     let (mut head, body) = request.into_parts();
-    let wanted = headers::wanted_protocol(&head);
+    let wanted = headers::wanted_protocol(head.version, &head.headers);
     let streamed = head.version == Version::HTTP_2 && body.size_hint().exact().is_none();
     headers::toward_machine(&mut head, origin.source, machine, streamed);
     let request = Request::from_parts(head, Upload::new(body, bounds.body, activity.clone()));

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request;
-use hyper::{Method, Uri, Version};
+use hyper::{Method, Request, Uri, Version};
 
 use super::refusal::Refusal;
 
@@ -34,26 +34,27 @@ const SAID_BY_PROXIES: [HeaderName; 6] = [
 ///
 /// # Errors
 /// [`Refusal::Malformed`], [`Refusal::Unsupported`]
-pub(super) fn check(head: &request::Parts) -> Result<(), Refusal> {
-    if head.method == Method::CONNECT {
+pub(super) fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if request.method() == Method::CONNECT {
         return Err(Refusal::Unsupported);
     }
-    let hosts = head.headers.get_all(header::HOST).iter().count();
-    let needed = match head.version {
+    let hosts = headers.get_all(header::HOST).iter().count();
+    let needed = match request.version() {
         Version::HTTP_11 => true,
-        Version::HTTP_2 => head.uri.authority().is_none(),
+        Version::HTTP_2 => request.uri().authority().is_none(),
         _ => false,
     };
     if hosts > 1 || (hosts == 0 && needed) {
         return Err(Refusal::Malformed("exactly one Host header is needed"));
     }
-    if head.headers.contains_key(header::TRANSFER_ENCODING) && !is_only_chunked(&head.headers) {
+    if headers.contains_key(header::TRANSFER_ENCODING) && !is_only_chunked(headers) {
         return Err(Refusal::Malformed("the only transfer coding that is taken is chunked"));
     }
-    if has_dot_segments(head.uri.path()) {
+    if has_dot_segments(request.uri().path()) {
         return Err(Refusal::Malformed("the path must not have `.` or `..` segments"));
     }
-    if wanted_protocol(head).is_some() && has_body(&head.headers) {
+    if wanted_protocol(request.version(), headers).is_some() && has_body(headers) {
         return Err(Refusal::Malformed("a request for another protocol must not have a body"));
     }
     Ok(())
@@ -61,13 +62,13 @@ pub(super) fn check(head: &request::Parts) -> Result<(), Refusal> {
 
 /// The protocol that the client wants to go on with, if it is one that the gateway passes on: HTTP/2 is its own affair
 /// and is spoken with clients that begin with it.
-pub(super) fn wanted_protocol(head: &request::Parts) -> Option<HeaderValue> {
-    if head.version != Version::HTTP_11 {
+pub(super) fn wanted_protocol(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
+    if version != Version::HTTP_11 {
         return None;
     }
-    let wanted = head.headers.get(header::UPGRADE)?;
-    let asked = listed(&head.headers, header::CONNECTION).any(|name| name == "upgrade");
-    let own = listed(&head.headers, header::UPGRADE).any(|name| name == "h2c" || name.starts_with("http/"));
+    let wanted = headers.get(header::UPGRADE)?;
+    let asked = listed(headers, header::CONNECTION).any(|name| name == "upgrade");
+    let own = listed(headers, header::UPGRADE).any(|name| name == "h2c" || name.starts_with("http/"));
     (asked && !own).then(|| wanted.clone())
 }
 
@@ -104,7 +105,7 @@ pub(super) fn toward_machine(
     streamed: bool,
 ) {
     let chunked = streamed || head.headers.contains_key(header::TRANSFER_ENCODING);
-    let protocol = wanted_protocol(head);
+    let protocol = wanted_protocol(head.version, &head.headers);
     let trailers = wants_trailers(&head.headers);
     let host = head
         .uri
@@ -196,11 +197,15 @@ mod tests {
     const SOURCE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
     fn head(uri: &str, headers: &[(&str, &str)]) -> request::Parts {
+        request(uri, headers).into_parts().0
+    }
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
         let mut request = hyper::Request::post(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(()).unwrap().into_parts().0
+        request.body(()).unwrap()
     }
 
     fn sent(uri: &str, headers: &[(&str, &str)]) -> Vec<String> {
@@ -281,9 +286,10 @@ mod tests {
 
     #[test]
     fn http_2_becomes_http_1() {
-        let mut head = head("http://example.org/x", &[("cookie", "a=1"), ("cookie", "b=2")]);
-        head.version = Version::HTTP_2;
-        assert!(check(&head).is_ok());
+        let mut asked = request("http://example.org/x", &[("cookie", "a=1"), ("cookie", "b=2")]);
+        *asked.version_mut() = Version::HTTP_2;
+        assert!(check(&asked).is_ok());
+        let mut head = asked.into_parts().0;
         toward_machine(&mut head, SOURCE, MACHINE, true);
         assert_eq!((head.version, head.uri.to_string().as_str()), (Version::HTTP_11, "/x"));
         let header = |name| head.headers.get(name).unwrap().to_str().unwrap();
@@ -305,17 +311,17 @@ mod tests {
     fn what_the_gateway_does_not_do_is_refused() {
         let unsupported = |r| matches!(r, Err(Refusal::Unsupported));
         let malformed = |r| matches!(r, Err(Refusal::Malformed(_)));
-        let mut tunnel = head("/", &[("host", "h")]);
-        tunnel.method = Method::CONNECT;
+        let mut tunnel = request("/", &[("host", "h")]);
+        *tunnel.method_mut() = Method::CONNECT;
         assert!(unsupported(check(&tunnel)));
         let upgrade = [("host", "h"), ("connection", "Upgrade"), ("upgrade", "websocket")];
-        assert!(check(&head("/", &upgrade)).is_ok());
+        assert!(check(&request("/", &upgrade)).is_ok());
         for body in [("content-length", "2"), ("transfer-encoding", "chunked")] {
-            assert!(malformed(check(&head("/", &[&upgrade[..], &[body]].concat()))));
+            assert!(malformed(check(&request("/", &[&upgrade[..], &[body]].concat()))));
         }
-        assert!(malformed(check(&head("/", &[]))));
-        assert!(malformed(check(&head("/", &[("host", "a"), ("host", "b")]))));
-        assert!(malformed(check(&head("/", &[("host", "a"), ("transfer-encoding", "gzip, chunked")]))));
-        assert!(check(&head("/", &[("host", "a"), ("transfer-encoding", "Chunked")])).is_ok());
+        assert!(malformed(check(&request("/", &[]))));
+        assert!(malformed(check(&request("/", &[("host", "a"), ("host", "b")]))));
+        assert!(malformed(check(&request("/", &[("host", "a"), ("transfer-encoding", "gzip, chunked")]))));
+        assert!(check(&request("/", &[("host", "a"), ("transfer-encoding", "Chunked")])).is_ok());
     }
 }

@@ -18,6 +18,10 @@ async fn a_body_that_is_too_long_is_refused_before_its_machine_is_woken_or_when_
     assert_eq!(answer.status(), 413);
     assert_eq!(answer.error(), "route `all`: a request's body may have 1 MiB at most");
     setup.host.has(0, 0).await;
+    // Who sends it all the same, and reads only then, sees why; and the connection is as good as before.
+    client.send("x".repeat((1 << 20) + 1)).await;
+    client.send("GET /.. HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(client.message().await.status(), 400);
 
     let mut client = setup.client().await;
     client.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n").await;
