@@ -135,11 +135,14 @@ fn a_sleep_waits_for_requests_in_hand_up_to_the_drain_timeout_and_later_ones_wai
     assert_eq!(count(&lab.get(8080, "/hello")), 1);
 
     // One that takes longer than the drain timeout does not keep it awake.
-    let (_endless, sleep) = begin_sleep_during("/slow/3600");
+    let (mut endless, sleep) = begin_sleep_during("/slow/3600");
     assert_eq!(count(&lab.get(8080, "/hello")), 2);
     assert_eq!((wakes(&lab), number(&lab, "generation")), (2, 3), "the late message came after a wake");
     assert!(sleep.wait_with_output().unwrap().status.success());
     assert_eq!(lab.events("alice", "InstanceSlept").len(), 2);
+    let ended = endless.response();
+    assert_eq!(ended.status, 502, "its answer would never come: {}", ended.text());
+    lab.wait_for("it holds nobody", || number(&lab, "holds") == 0);
 }
 
 #[test]

@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mvm_model::manifest::Publish;
 use mvm_model::{InstanceSelector, Role, TenantId};
 use mvm_protocol::proxy;
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -19,6 +21,9 @@ use crate::store::TenantRow;
 
 /// Connections that one published port carries at once: each takes two descriptors, which all tenants share.
 const MAX_CONNECTIONS: usize = 1024;
+
+/// After so long without a byte a client is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A port of the host is taken.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +84,12 @@ impl Publishing {
     /// Lets a bound port lead to its machines.
     pub fn open(&self, agent: &Arc<Agent>, tenant: &TenantRow, bound: Bound) {
         let Bound { publish, listener } = bound;
+        // Connections have it from their port: one whose client vanished must not keep its machine awake for ever.
+        let kept =
+            set_socket_keepalive(&listener, true).and_then(|()| set_tcp_keepidle(&listener, KEEPALIVE));
+        if let Err(error) = kept {
+            tracing::warn!(port = publish.port, %error, "clients that vanish will not be noticed");
+        }
         let listener = match TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {

@@ -21,6 +21,8 @@ use super::{AccessLog, Config, GatewayError, Limits, note};
 
 /// Connections that the kernel keeps for a port until they are accepted.
 const BACKLOG: u32 = 1024;
+/// After so long without a byte a client is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Pause after a connection could not be accepted, mostly for want of descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -139,6 +141,9 @@ impl Listeners {
 fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    // Connections have it from their port: a client that vanished must not keep a place for ever.
+    socket.set_keepalive(true)?;
+    rustix::net::sockopt::set_tcp_keepidle(&socket, KEEPALIVE)?;
     socket.bind(address.into())?;
     socket.listen(BACKLOG)
 }

@@ -178,9 +178,8 @@ async fn pass(
     stop: &CancellationToken,
     idle: Duration,
 ) -> io::Result<End> {
-    let (up, down) = (up(&mut client.0, &mut machine.1, traffic), async {
-        down(&mut machine.0, &mut client.1, traffic, sent, stop).await
-    });
+    let up = up(&mut client.0, &mut machine.1, traffic);
+    let down = down(&mut machine.0, &mut client.1, traffic, sent, stop);
     tokio::pin!(up, down);
     tokio::select! {
         said = &mut up => {
