@@ -137,7 +137,9 @@ impl Body for Upload {
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
         let Some(room) = self.room.checked_sub(length) else {
             self.activity.0.too_much.store(true, Ordering::Relaxed);
-            self.body.take().map(discard);
+            if let Some(rest) = self.body.take() {
+                discard(rest);
+            }
             return Poll::Ready(Some(Err(UploadError::TooLong)));
         };
         self.room = room;

@@ -123,18 +123,17 @@ async fn serve_http2(
         .max_header_list_size(MAX_HEAD as u32)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shared.closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-        () = requests.none_for(shared.limits.head) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let no_more = async {
+        tokio::select! {
+            () = shared.closing.cancelled() => {}
+            () = requests.none_for(shared.limits.head) => {}
         }
     };
-    Ok(ended?)
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = no_more => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
 }
 
 /// The requests of a connection with HTTP/2, each a task.
