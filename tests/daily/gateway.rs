@@ -24,10 +24,9 @@ limits = { idle_seconds = 1, max_body_mib = 1 }
 /// WebSocket: answers each text with a number that counts them all. GET …/events: an event for each line that comes into
 /// the pipe /tmp/events. POST: how long the body is and what it adds up to. GET …/wait: answers when /tmp/go is there.
 const SERVICE: &str = r#"
-import base64, hashlib, os, time, zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import base64, hashlib, zlib
 counted = 0
-class Day(BaseHTTPRequestHandler):
+class Day(Handler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         if self.headers.get("Upgrade") == "websocket":
@@ -78,25 +77,15 @@ class Day(BaseHTTPRequestHandler):
             text = str(counted).encode()
             self.wfile.write(bytes([0x81, len(text)]) + text)
             self.wfile.flush()
-    def log_message(self, *arguments):
-        pass
 os.mkfifo("/tmp/events")
-server = ThreadingHTTPServer(("", 9090), Day)
-server.daemon_threads = True
-if os.fork():
-    os._exit(0)
-os.setsid()
-null = os.open("/dev/null", os.O_RDWR)
-for number in range(3):
-    os.dup2(null, number)
-server.serve_forever()
+serve(9090, Day)
 "#;
 
 /// An echo deployment whose worker has the service too. A sleep waits for what is in hand as good as for ever.
 fn deployed(lab: &Lab) {
     let keys = "runtime_policy = { drain_timeout_seconds = 3600 }";
     lab.deploy(&Echo { worker_keys: keys, more: ROUTES, ..Echo::default() }.manifest());
-    lab.exec(WORKER, &["python3", "-S", "-c", SERVICE]);
+    lab.serve(WORKER, SERVICE);
     lab.wait_for("nothing is in hand", || holds(lab) == 0);
 }
 

@@ -15,28 +15,16 @@ match_rule = { port = 8080, path_prefix = "/slow" }
 target = { pool_id = "workers", instance_selector = "any", target_port = 9090 }
 "#;
 
-/// Answers /slow/<n> after n seconds; runs on when the program that began it has ended.
+/// Answers /slow/<n> after n seconds.
 const SLOW_SERVICE: &str = r#"
-import os, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-class Slow(BaseHTTPRequestHandler):
+class Slow(Handler):
     def do_GET(self):
         time.sleep(float(self.path.split("/")[2]))
         self.send_response(200)
         self.send_header("Content-Length", "5")
         self.end_headers()
         self.wfile.write(b"done\n")
-    def log_message(self, *arguments):
-        pass
-server = ThreadingHTTPServer(("", 9090), Slow)
-server.daemon_threads = True
-if os.fork():
-    os._exit(0)
-os.setsid()
-null = os.open("/dev/null", os.O_RDWR)
-for number in range(3):
-    os.dup2(null, number)
-server.serve_forever()
+serve(9090, Slow)
 "#;
 
 /// A number of an instance's info.
@@ -114,7 +102,7 @@ fn a_sleep_waits_for_requests_in_hand_up_to_the_drain_timeout_and_later_ones_wai
     let lab = Lab::new();
     let keys = "runtime_policy = { drain_timeout_seconds = 12 }";
     lab.deploy(&Echo { worker_keys: keys, more: SLOW_ROUTE, ..Echo::default() }.manifest());
-    lab.exec(WORKER, &["python3", "-S", "-c", SLOW_SERVICE]);
+    lab.serve(WORKER, SLOW_SERVICE);
     let begin_sleep_during = |path: &str| {
         // A program that was run just now holds the machine a moment longer.
         lab.wait_for("nothing else is in hand", || number(&lab, "holds") == 0);

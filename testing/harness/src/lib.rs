@@ -339,6 +339,13 @@ impl Lab {
         self.mvm(&[&["instance", "exec", instance, "--"], command].concat())
     }
 
+    /// Has a machine serve HTTP by a Python program that ends with `serve(port, …)` of a class made from `Handler`. It listens
+    /// when this returns, and goes on.
+    pub fn serve(&self, instance: &str, program: &str) {
+        let program = format!("{}{program}", include_str!("service.py"));
+        self.exec(instance, &["python3", "-S", "-c", &program]);
+    }
+
     /// Sends a GET to a published port.
     pub fn get(&self, port: u16, path: &str) -> Response {
         self.connect(port).get(path)
