@@ -79,8 +79,6 @@ fn fate(point: KillPoint, dies: Dies) -> Fate {
         }
         // The agent commits what was written whole.
         SleepWritten if dies == Dies::Vmm => Fate::Wakes,
-        // All that is left to do before the snapshot is consumed does not ask the VMM.
-        WakeRestored if dies == Dies::Vmm => Fate::StartsAnew,
         SleepCommitted | SleepEnded | WakeBegun | WakeLaunched | WakeRecorded | WakeRestored => Fate::Wakes,
         _ => Fate::StartsAnew,
     }
@@ -96,7 +94,10 @@ fn launches(lab: &Lab) -> usize {
 fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &str) -> bool {
     if dies == Dies::Vmm {
         let command = ["instance", act, worker];
-        let done = stop_in(lab, point.name(), &command, || lab.vmms().into_iter().for_each(kill));
+        let done = stop_in(lab, point.name(), &command, || {
+            lab.vmms().into_iter().for_each(kill);
+            lab.wait_for("they have ended", || lab.vmms().is_empty());
+        });
         lab.settle();
         return done;
     }
@@ -230,16 +231,12 @@ fn wake_table(memory: Memory, all_dies: &[Dies]) {
             });
             let before = launches(&lab);
             let done = interrupt(&mut lab, point, dies, &worker.address, "wake");
-            let mut fate = fate(point, dies);
+            let fate = fate(point, dies);
             if dies == Dies::Vmm && !matches!(point, WakeBegun | WakeReady | WakeCommitted) {
                 // Once more with its memory, or one cold start, in the same act.
                 assert!(done, "{at}");
                 assert_eq!(lab.state(&worker.address), "running", "{at}");
                 let how = how(&lab, &worker.address);
-                if point == WakeRecorded && how == "cold boot" {
-                    // The load that goes on beside it was done already.
-                    fate = Fate::StartsAnew;
-                }
                 assert_eq!(how, if fate == Fate::Wakes { "wake" } else { "cold boot" }, "{at}");
             }
             if let (Some(ahead), WakeCommitted, Dies::Agent) = (ahead, point, dies) {

@@ -25,8 +25,9 @@ const OWN_IMAGE_FROM: u64 = 64 << 20;
 /// Within so long after a VMM did not answer its end is seen, if that was why.
 const END_SEEN: Duration = Duration::from_millis(500);
 
-/// How long a spare may take for its last step; it takes milliseconds, and whoever starts or wakes does not wait for one that hangs.
-const SPARE_PATIENCE: Duration = Duration::from_millis(250);
+/// How long a spare may take for its last step; it takes milliseconds, more on a host that is busy or swaps. Whoever starts or
+/// wakes does not wait longer for one that hangs.
+const SPARE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Number of the signal that nothing can refuse.
 const SIGKILL: i32 = 9;

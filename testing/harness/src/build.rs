@@ -13,11 +13,6 @@ fn profile_folder() -> PathBuf {
     test.parent().and_then(|deps| deps.parent()).expect("tests lie in <target>/<profile>/deps").to_owned()
 }
 
-/// What cargo builds into.
-pub(crate) fn target_folder() -> PathBuf {
-    profile_folder().parent().expect("it lies in one").to_owned()
-}
-
 /// What may be kept between runs: packages and parts of images.
 pub(crate) fn cache() -> PathBuf {
     checkout().join("target/image-cache")
@@ -30,7 +25,7 @@ pub(crate) fn mvm() -> PathBuf {
     lock.lock().unwrap();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(checkout()).args(["build", "--quiet", "--package", "mvm-cli"]);
-    cargo.arg("--target-dir").arg(target_folder());
+    cargo.arg("--target-dir").arg(folder.parent().unwrap());
     if folder.ends_with("release") {
         cargo.arg("--release");
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{build, checkout};
+use crate::checkout;
 
 /// The commit before the one that is tested: where something is not committed yet, that is the last one. Nothing where the
 /// checkout has no history.
@@ -38,8 +38,6 @@ pub fn previous_mvm() -> Option<(PathBuf, String)> {
             "mvm-cli",
         ]);
         cargo.arg("--target-dir").arg(folder.join("out"));
-        // What others wrote stays as it is between the two, so it is built once. Older cargos build it again.
-        cargo.env("CARGO_BUILD_BUILD_DIR", build::target_folder());
         assert!(cargo.status().unwrap().success(), "the mvm of {revision} could not be built");
         fs::write(&built, &revision).unwrap();
     }

@@ -147,7 +147,7 @@ impl Task {
         self.take_over().await
     }
 
-    fn is_alive(&self) -> bool {
+    pub(super) fn is_alive(&self) -> bool {
         self.row.process.as_ref().is_some_and(|process| process.is_alive().unwrap_or(false))
     }
 

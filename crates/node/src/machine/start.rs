@@ -353,6 +353,9 @@ impl Task {
         self.show();
         self.step("loaded");
         reached(at.loaded);
+        if wakes && !self.is_alive() {
+            return Err(NotWoken::Unusable(failed("its VMM ended when it was loaded")));
+        }
         if wakes {
             // S2: the snapshot counts as consumed, durably, before the guest's first instruction. With it the disk's epoch
             // rises: until here nothing could write to the disk, and an agent that dies before this commit finds a snapshot

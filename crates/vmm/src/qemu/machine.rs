@@ -220,8 +220,9 @@ impl QemuMachine {
     /// A paused machine's device state and memory, its disk flushed.
     async fn stand_still(&self) -> Result<(Vec<u8>, GuestMemory)> {
         self.require_status(&["paused"], "paused").await?;
+        // With the time of its last write, by which a wake knows it.
         let data = Arc::clone(&self.data);
-        let flush = blocking(move || data.sync_data().doing(|| "flush the data disk".into()));
+        let flush = blocking(move || data.sync_all().doing(|| "flush the data disk".into()));
         let (flushed, device, memory) = tokio::join!(flush, self.save_devices(), self.memory());
         flushed?;
         Ok((device?, memory?))

@@ -50,3 +50,28 @@ impl FileIdentity {
 fn nanoseconds(time: SystemTime) -> Option<i64> {
     i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_was_written_in_place_is_not_the_same() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(512).unwrap();
+        let before = FileIdentity::of(&file).unwrap();
+        assert!(before.is(&FileIdentity::of(&file).unwrap()));
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(!before.is(&FileIdentity::of(&file).unwrap()));
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_compared_by_what_it_has() {
+        let file = tempfile::tempfile().unwrap();
+        let present = FileIdentity::of(&file).unwrap();
+        let earlier = format!(r#"{{"device":2049,"inode":{},"bytes":0}}"#, present.inode);
+        let earlier: FileIdentity = serde_json::from_str(&earlier).unwrap();
+        assert!(earlier.is(&present));
+        assert!(!earlier.is(&FileIdentity { bytes: 1, ..present }));
+    }
+}
