@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::connection::Connection;
-use crate::{agent, deploy, events, instance, net, node, pool, tenant};
+use crate::{agent, deploy, doctor, events, instance, net, node, pool, tenant};
 
 const START_HERE: &str = "\
 Start here (as root):
@@ -64,6 +64,7 @@ pub enum Command {
     #[command(subcommand)]
     Net(net::Net),
     Events(events::Events),
+    Doctor(doctor::Doctor),
 }
 
 #[cfg(test)]

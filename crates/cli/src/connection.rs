@@ -47,6 +47,11 @@ impl Connection {
         }
     }
 
+    /// Whether somebody said where the agent is, so that none is started.
+    pub fn is_configured(&self) -> bool {
+        self.host.is_some()
+    }
+
     /// A client of the agent, whether it runs or not.
     pub fn client(&self) -> Client {
         Client::new(self.socket())
@@ -58,7 +63,7 @@ impl Connection {
     /// If it does not start; where an address is configured, its absence shows with the first request.
     pub async fn agent(&self) -> Result<Client, Failure> {
         let client = self.client();
-        if self.host.is_none() && !client.is_listened_to().await? {
+        if !self.is_configured() && !client.is_listened_to().await? {
             background::start(self, &client).await?;
         }
         Ok(client)

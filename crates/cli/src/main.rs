@@ -9,7 +9,7 @@
 //! | [`output`], [`view`], [`clock`] | tables, JSON, YAML |
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`serve`] | the agent in this process |
-//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events` | one noun or verb each |
+//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events`, `doctor` | one noun or verb each |
 //! | `scale`, `stats`, `exec`, `copy`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
 //! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
 //! | [`loss`], [`confirm`] | what destroying takes away, and asking before |
@@ -25,6 +25,7 @@ mod confirm;
 mod connection;
 mod copy;
 mod deploy;
+mod doctor;
 mod events;
 mod exec;
 mod failure;
@@ -96,5 +97,6 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Node(node) => node.run(connection).await,
         Command::Net(net) => net.run(connection).await,
         Command::Events(events) => events.run(connection).await,
+        Command::Doctor(doctor) => doctor.run(connection).await,
     }
 }

@@ -27,7 +27,10 @@ pub async fn serve(connection: &Connection) -> Result<(), Failure> {
 }
 
 /// Folders are handed on to other processes, which may be elsewhere.
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+///
+/// # Errors
+/// Where this process's folder is gone.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Failure::io(format!("cannot find {}", path.display()), error))
 }
 

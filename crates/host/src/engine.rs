@@ -78,6 +78,16 @@ impl Engines {
         }
     }
 
+    /// What was found out about the binary.
+    pub(crate) fn detection(&self) -> &Detection {
+        &self.detection
+    }
+
+    /// The test boot that an earlier agent did and that holds yet.
+    pub(crate) fn probe(&self) -> Option<&AccelProbe> {
+        self.probe.as_ref()
+    }
+
     /// How guests run, once that is known: from the first launch, or from an earlier agent.
     pub(crate) fn accel(&self) -> Option<Accel> {
         self.engine.get().map(QemuEngine::accel).or(self.probe.as_ref().map(|probe| probe.accel))

@@ -285,7 +285,7 @@ impl Inner {
     /// What needs no VMM.
     fn at_once(&self, request: Request) -> Result<Reply, HostError> {
         match request {
-            Request::Preflight => return Ok(Reply::Problems(self.networks.preflight()?)),
+            Request::Preflight => return Ok(Reply::Requirements(self.networks.preflight())),
             Request::ChooseUplink { taken } => {
                 let mut all = self.networks.taken_networks()?;
                 all.extend(taken.into_iter().map(mvm_network::Uplink::net));

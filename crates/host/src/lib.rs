@@ -15,6 +15,7 @@
 //! | `nameless` | what VMMs are called that are no instance's yet |
 //! | `rest` | whether what is kept of machines' memory is whole |
 //! | `strays` | what an earlier agent left that nobody owns |
+//! | [`requirements`] | what all of it needs of this host, before there is an agent too |
 //! | `paths` | where things are |
 
 mod bases;
@@ -26,6 +27,7 @@ mod machines;
 mod nameless;
 mod paths;
 pub mod request;
+mod requirements;
 mod rest;
 mod spares;
 mod strays;
@@ -35,11 +37,12 @@ pub use error::HostError;
 pub use host::{Host, HostConfig, HostEvent, MachineEnded, boot_id, group_id};
 pub use mvm_image::{BuildStep, ImageSource};
 pub use mvm_network::{
-    Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, Problem, TenantNetwork, Uplink,
+    Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, TenantNetwork, Uplink,
 };
 pub use mvm_vmm::{
     BaseFacts, BaseInfo, Ended, MemoryUsage, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo,
     SnapshotMemory,
 };
 pub use request::{AtRest, Damage, Launch, LaunchKind, Launched, Reply, Request};
+pub use requirements::requirements;
 pub use spares::SpareOrder;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mvm_model::{InstanceId, NetId, PoolId, Resources, SnapshotCompression, TenantId};
-use mvm_network::{Expected, Finding, PortSpec, Problem, TenantNetwork, Uplink};
+use mvm_model::{InstanceId, NetId, PoolId, Requirement, Resources, SnapshotCompression, TenantId};
+use mvm_network::{Expected, Finding, PortSpec, TenantNetwork, Uplink};
 use mvm_vmm::{BaseFacts, BaseInfo, MemoryUsage, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::{Host, HostError};
 /// Something privileged to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Request {
-    /// What keeps this host from having tenant networks?
+    /// What do tenant networks need of this host?
     Preflight,
     /// Find a free pair of link-local addresses.
     ChooseUplink {
@@ -184,7 +184,7 @@ pub enum Reply {
     /// It was done.
     Done,
     /// To Preflight.
-    Problems(Vec<Problem>),
+    Requirements(Vec<Requirement>),
     /// To ChooseUplink.
     Uplink(Uplink),
     /// To VerifyNetworks.
@@ -279,9 +279,9 @@ macro_rules! ask {
 /// The typed way to ask. Each fails as [`Host::call`] does.
 #[allow(clippy::missing_errors_doc)]
 impl Host {
-    /// What keeps this host from having tenant networks; nothing, hopefully.
-    pub async fn preflight(&self) -> Result<Vec<Problem>, HostError> {
-        ask!(self, Request::Preflight, Reply::Problems(problems) => problems)
+    /// What tenant networks need of this host, each tried.
+    pub async fn preflight(&self) -> Result<Vec<Requirement>, HostError> {
+        ask!(self, Request::Preflight, Reply::Requirements(requirements) => requirements)
     }
 
     /// A free pair of link-local addresses.

@@ -12,6 +12,7 @@
 //! | `kernel`, `modules`, `initrd` | make what a machine boots |
 //! | `cache`, `work`, [`store`] | keep parts and revisions |
 //! | [`disk`] | data disks |
+//! | [`requirements`] | whether the tools are there that all this needs |
 //! | [`guest`] | `mvm-guest`, which every initrd holds |
 
 pub mod archive;
@@ -27,6 +28,7 @@ mod kernel;
 pub mod lock;
 mod modules;
 pub mod recipe;
+pub mod requirements;
 mod rootfs;
 pub mod source;
 pub mod store;

@@ -1,7 +1,7 @@
 //! Runs the few tools of the distribution that the work here needs.
 
 use std::ffi::OsStr;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::error::{Error, Result};
 
@@ -19,7 +19,12 @@ pub(crate) fn run<S: AsRef<OsStr>>(
 }
 
 /// As [`run`], for a command that was prepared; its environment is replaced.
-pub(crate) fn run_command(mut command: Command, package: &str) -> Result<()> {
+pub(crate) fn run_command(command: Command, package: &str) -> Result<()> {
+    output_of(command, package).map(drop)
+}
+
+/// As [`run_command`]; what it wrote.
+pub(crate) fn output_of(mut command: Command, package: &str) -> Result<Output> {
     let tool = command.get_program().to_string_lossy().into_owned();
     let failed = |reason: String| Error::Tool { tool: tool.clone(), reason };
     let own: Vec<_> =
@@ -33,7 +38,7 @@ pub(crate) fn run_command(mut command: Command, package: &str) -> Result<()> {
         .output()
         .map_err(|e| failed(format!("could not be run ({e}): install the package {package}")))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(failed(format!("ended with {}: {}", output.status, said.trim())))

@@ -12,6 +12,7 @@
 //! | [`routes`] | how a gateway finds the machine a message is for |
 //! | [`service`] | what runs in a machine |
 //! | [`pool`] | a pool's desired shape |
+//! | [`requirement`] | what mvm needs of a host |
 //! | [`manifest`] | `deployment.toml`, parsed with the place of every mistake |
 
 pub mod egress;
@@ -21,6 +22,7 @@ pub mod network;
 pub mod policy;
 pub mod pool;
 pub mod quota;
+pub mod requirement;
 pub mod role;
 pub mod routes;
 pub mod service;
@@ -32,6 +34,7 @@ pub use network::{MacAddr, NetId, TenantSubnet};
 pub use policy::{RestartPolicy, RuntimePolicy};
 pub use pool::{DesiredCounts, PoolSpec, Profile, Resources, SecretScope, SnapshotCompression};
 pub use quota::Quotas;
+pub use requirement::Requirement;
 pub use role::Role;
 pub use routes::{InstanceSelector, Route, RoutingTable};
 pub use state::{InstanceState, Operation};

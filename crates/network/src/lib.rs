@@ -46,7 +46,6 @@ mod verify;
 pub use error::{Error, Result};
 pub use names::NodeTag;
 pub use networks::{Leftover, Networks};
-pub use preflight::Problem;
 pub use types::{PortSpec, TenantNetwork};
 pub use uplink::{UPLINK_RANGE, Uplink, choose_uplink};
 pub use verify::{Expected, Finding};

@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
-use mvm_model::NetId;
+use mvm_model::{NetId, Requirement};
 use serde::{Deserialize, Serialize};
 
 use crate::names::waiting_tap;
 use crate::namespace::Namespace;
 use crate::verify::{Expected, Finding};
 use crate::{
-    Error, NodeTag, PortSpec, Problem, Result, TenantNetwork, connect, host, preflight, tenant, verify,
+    Error, NodeTag, PortSpec, Result, TenantNetwork, connect, host, preflight, tenant, verify,
 };
 
 /// The networks of the agent with one tag, on the host whose namespace it was opened in. Acts on different tenants may
@@ -49,8 +49,8 @@ impl Networks {
         &self.tag
     }
 
-    /// What is missing on this host, and what to do about it. Empty: networks can be made.
-    pub fn preflight(&self) -> Result<Vec<Problem>> {
+    /// What networks need of this host, each tried.
+    pub fn preflight(&self) -> Vec<Requirement> {
         preflight::check(&self.tag, &self.host)
     }
 

@@ -38,6 +38,11 @@ pub(crate) fn text(what: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&run(&arguments, None)?).into_owned())
 }
 
+/// What it calls itself: `nftables v1.0.6 (Lester Gooch #5)`.
+pub(crate) fn version() -> Result<String> {
+    Ok(String::from_utf8_lossy(&run(&["--version"], None)?).trim().to_owned())
+}
+
 fn run(arguments: &[&str], input: Option<&str>) -> Result<Vec<u8>> {
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
     let mut child = Command::new("nft")

@@ -17,6 +17,7 @@
 //! | [`scale`] | a pool brought to its counts |
 //! | [`usage`] | what machines and the node take |
 //! | [`destroy`] | the end of tenants and instances |
+//! | [`doctor`] | whether this host can have an agent at all |
 //! | [`seal`] | secrets at rest |
 //! | `systemd` | a socket opened ahead, and word of how the agent is |
 //! | [`kill_point`] | where tests have the agent die |
@@ -29,6 +30,7 @@ pub mod create;
 pub mod denials;
 pub mod deploy;
 pub mod destroy;
+pub mod doctor;
 pub mod hostbound;
 pub mod kill_point;
 pub mod machine;

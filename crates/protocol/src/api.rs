@@ -34,6 +34,7 @@
 //! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
 //! with a status of 4xx or 5xx and an [`ApiError`].
 
+mod doctor;
 mod scale;
 mod usage;
 
@@ -46,6 +47,7 @@ use mvm_model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use doctor::DoctorReport;
 pub use scale::{ScaleAct, ScaleEvent, ScaleOutcome, ScaleRequest, Scaled};
 pub use usage::{
     AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,

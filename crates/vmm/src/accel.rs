@@ -34,7 +34,7 @@ pub struct AccelProbe {
     pub engine_sha256: String,
 }
 
-const KVM: &str = "/dev/kvm";
+pub(crate) const KVM: &str = "/dev/kvm";
 /// What a kernel says first.
 const BANNER: &[u8] = b"Linux version";
 /// A kernel on KVM says it within some 100 ms.

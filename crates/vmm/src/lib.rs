@@ -37,6 +37,7 @@ mod memory;
 mod process;
 mod qemu;
 mod qmp;
+pub mod requirements;
 mod shape;
 mod snapshot;
 mod sys;

@@ -194,6 +194,15 @@ pub(crate) fn maps_writable(descriptor: BorrowedFd<'_>) -> bool {
     }
 }
 
+/// Whether somebody keeps the host's clock right, as the kernel was told.
+pub(crate) fn clock_is_kept() -> bool {
+    // SAFETY: all of its fields are numbers, and may be zero.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: with no mode set it changes nothing, and writes one `timex`, which lives for the call.
+    let answer = unsafe { libc::adjtimex(&raw mut state) };
+    answer >= 0 && state.status & libc::STA_UNSYNC == 0
+}
+
 /// A descriptor whose readability can be awaited. To be called in a runtime.
 ///
 /// # Errors

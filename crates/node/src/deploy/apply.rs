@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mvm_model::manifest::Deployment;
-use mvm_model::{InstanceId, TenantId};
+use mvm_model::{InstanceId, Requirement, TenantId};
 use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode};
 
 use super::begin::bring_about;
@@ -82,11 +82,13 @@ fn tell(present: &Present, mut wanted: Deployment, plan: Plan, restart: bool, ev
 }
 
 async fn preflight(agent: &Agent) -> Result<(), ApiError> {
-    let problems = agent.hands.preflight().await.map_err(failed)?;
-    if problems.is_empty() {
+    let required = agent.hands.preflight().await.map_err(failed)?;
+    let missing = required.into_iter().filter(Requirement::is_missing);
+    let text: Vec<String> =
+        missing.map(|r| format!("{}: {} (`mvm doctor` says more)", r.found, r.remedy.unwrap_or_default())).collect();
+    if text.is_empty() {
         return Ok(());
     }
-    let text: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.what, p.remedy)).collect();
     Err(ApiError { code: ErrorCode::Refused, message: text.join("\n"), key: None })
 }
 

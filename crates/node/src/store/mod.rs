@@ -47,6 +47,34 @@ pub enum StoreError {
 /// What a transaction of the store gives.
 pub type Sql<T> = rusqlite::Result<T>;
 
+/// How a store's schema is to this version's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// It would be converted.
+    Older,
+    /// It is the same.
+    Same,
+    /// It cannot be used.
+    Newer,
+}
+
+/// Looks at a store that is there, without changing it.
+///
+/// # Errors
+/// Where the file cannot be read, or is none.
+pub fn age(path: &Path) -> Result<Age, StoreError> {
+    let database = |source| StoreError::Database { path: path.to_owned(), source };
+    let connection =
+        Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(database)?;
+    let pending = schema::migrations().pending_migrations(&connection);
+    let pending = pending.map_err(|source| StoreError::Schema { path: path.to_owned(), source })?;
+    Ok(match pending {
+        1.. => Age::Older,
+        0 => Age::Same,
+        _ => Age::Newer,
+    })
+}
+
 /// The store. Clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Store {

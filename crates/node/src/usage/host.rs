@@ -74,7 +74,10 @@ fn parse_load(text: &str) -> Option<[f64; 3]> {
 }
 
 /// A folder and the file system that it is on.
-pub(super) fn folder(path: &Path) -> Result<Folder, UsageError> {
+///
+/// # Errors
+/// Where the folder cannot be looked at.
+pub fn folder(path: &Path) -> Result<Folder, UsageError> {
     let name = path.display();
     let stat = rustix::fs::statvfs(path).map_err(|error| UsageError::new(name, error))?;
     Ok(Folder {

@@ -16,7 +16,7 @@ mod processor;
 
 use std::collections::BTreeMap;
 
-pub use host::{Memory, memory};
+pub use host::{Memory, folder, memory};
 pub use machines::stats;
 pub use node::{disk, info, node_stats};
 
