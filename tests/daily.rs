@@ -14,6 +14,9 @@ mod deploy;
 #[path = "daily/destroy.rs"]
 mod destroy;
 
+#[path = "daily/doctor.rs"]
+mod doctor;
+
 #[path = "daily/events.rs"]
 mod events;
 

@@ -95,9 +95,8 @@ async fn examine(connection: &Connection) -> Result<DoctorReport, Failure> {
         _ => (absolute(&connection.data_dir)?, absolute(&connection.run_dir)?),
     };
     let mut requirements = vec![person(&agent)];
-    requirements.extend(
-        doctor::examine(&Config { data_dir: data, run_dir: run, socket: connection.socket() }).await,
-    );
+    requirements
+        .extend(doctor::examine(&Config { data_dir: data, run_dir: run, socket: connection.socket() }).await);
     requirements.push(agent.requirement(connection));
     progress.end();
     let ready = !requirements.iter().any(Requirement::is_missing);
@@ -133,7 +132,10 @@ impl Agent {
         match self {
             Self::Answers(info) if info.version == mine => {
                 let up = clock::age(clock::now(), info.started_at);
-                Requirement::ok(name, format!("version {mine} runs since {up} (pid {}) at {socket}", info.pid))
+                Requirement::ok(
+                    name,
+                    format!("version {mine} runs since {up} (pid {}) at {socket}", info.pid),
+                )
             }
             Self::Answers(info) => Requirement::warning(
                 name,
@@ -141,16 +143,22 @@ impl Agent {
                 "stop it: machines run on, and the next command starts this version",
             )
             .by_command(&["mvm", "agent", "stop"]),
-            Self::Absent if connection.is_configured() => {
-                Requirement::missing(name, format!("nobody listens at {socket}"), "start it: `mvm agent serve`")
-            }
+            Self::Absent if connection.is_configured() => Requirement::missing(
+                name,
+                format!("nobody listens at {socket}"),
+                "start it: `mvm agent serve`",
+            ),
             Self::Absent => {
                 Requirement::ok(name, format!("none runs at {socket}; a command that needs one starts it"))
             }
-            Self::Fails(failure @ Failure::Denied { .. }) => {
-                Requirement::missing(name, failure, "use sudo, or have root add you to the group: `usermod -aG mvm`")
+            Self::Fails(failure @ Failure::Denied { .. }) => Requirement::missing(
+                name,
+                failure,
+                "use sudo, or have root add you to the group: `usermod -aG mvm`",
+            ),
+            Self::Fails(failure) => {
+                Requirement::missing(name, failure, "look into its log; `mvm agent serve` starts another")
             }
-            Self::Fails(failure) => Requirement::missing(name, failure, "look into its log; `mvm agent serve` starts another"),
         }
     }
 }
@@ -182,8 +190,11 @@ fn mends(report: &DoctorReport) -> Vec<Mend> {
     let mut packages = BTreeSet::new();
     let mut mends = Vec::new();
     for requirement in &report.requirements {
-        let (installs, others): (Vec<_>, Vec<_>) =
-            requirement.commands.iter().cloned().partition(|command| command.starts_with(&INSTALL.map(str::to_owned)));
+        let (installs, others): (Vec<_>, Vec<_>) = requirement
+            .commands
+            .iter()
+            .cloned()
+            .partition(|command| command.starts_with(&INSTALL.map(str::to_owned)));
         packages.extend(installs.into_iter().flat_map(|command| command.into_iter().skip(INSTALL.len())));
         if !others.is_empty() {
             mends.push(Mend { what: requirement.name.clone(), commands: others });

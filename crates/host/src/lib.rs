@@ -36,9 +36,7 @@ pub use bases::BaseLaunch;
 pub use error::HostError;
 pub use host::{Host, HostConfig, HostEvent, MachineEnded, boot_id, group_id};
 pub use mvm_image::{BuildStep, ImageSource};
-pub use mvm_network::{
-    Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, TenantNetwork, Uplink,
-};
+pub use mvm_network::{Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, TenantNetwork, Uplink};
 pub use mvm_vmm::{
     BaseFacts, BaseInfo, Ended, MemoryUsage, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo,
     SnapshotMemory,

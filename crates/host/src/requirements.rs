@@ -42,7 +42,9 @@ pub async fn requirements(config: &HostConfig) -> Vec<Requirement> {
         found.push(kvm);
         found.extend(blocking(move || vec![vmm::cgroups(), vmm::shared_memory(accel)]).await);
     } else {
-        found.extend([KVM, vmm::CGROUPS, vmm::BASES].map(|name| Requirement::unknown(name, "only root can try it")));
+        found.extend(
+            [KVM, vmm::CGROUPS, vmm::BASES].map(|name| Requirement::unknown(name, "only root can try it")),
+        );
     }
     found.extend(blocking(move || networks(&paths.data)).await);
     found.extend(blocking(|| mvm_image::requirements::requirements().to_vec()).await);

@@ -12,9 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::names::waiting_tap;
 use crate::namespace::Namespace;
 use crate::verify::{Expected, Finding};
-use crate::{
-    Error, NodeTag, PortSpec, Result, TenantNetwork, connect, host, preflight, tenant, verify,
-};
+use crate::{Error, NodeTag, PortSpec, Result, TenantNetwork, connect, host, preflight, tenant, verify};
 
 /// The networks of the agent with one tag, on the host whose namespace it was opened in. Acts on different tenants may
 /// run at once; those on one tenant's network or machine come one after the other, which is the caller's to see to.

@@ -28,12 +28,16 @@ pub(crate) fn check(tag: &NodeTag, host: &Namespace) -> Vec<Requirement> {
             found.extend(parts);
         }
         Err(error) => {
-            found.push(Requirement::missing(
-                NAMESPACES,
-                error,
-                "be root on a kernel with network namespaces (CONFIG_NET_NS), outside of a container or in one with \
-                 CAP_SYS_ADMIN",
-            ));
+            found.push(if rustix::process::geteuid().is_root() {
+                Requirement::missing(
+                    NAMESPACES,
+                    error,
+                    "use a kernel with network namespaces (CONFIG_NET_NS), outside of a container or in one with \
+                     CAP_SYS_ADMIN",
+                )
+            } else {
+                Requirement::unknown(NAMESPACES, "only root can try it")
+            });
             let untried = |name| Requirement::unknown(name, "only tried where a namespace can be made");
             found.extend([untried(TUN), untried(BRIDGES), nft_itself().unwrap_or_else(|missing| missing)]);
         }
@@ -64,9 +68,10 @@ fn nft_itself() -> std::result::Result<Requirement, Requirement> {
             NFTABLES,
             format!("{version}; what the kernel takes is only tried where a namespace can be made"),
         )),
-        Err(error @ Error::ToolMissing { package, .. }) => {
-            let remedy = format!("install the package {package}");
-            Err(Requirement::missing(NFTABLES, error, remedy).by_package(package))
+        Err(Error::ToolMissing { tool, package, source }) => {
+            let (found, remedy) =
+                (format!("cannot run `{tool}`: {source}"), format!("install the package {package}"));
+            Err(Requirement::missing(NFTABLES, found, remedy).by_package(package))
         }
         Err(error) => Err(Requirement::unknown(NFTABLES, error)),
     }
@@ -95,9 +100,7 @@ fn uplinks(taken: &[host::Taken]) -> Requirement {
     let nets: Vec<_> = taken.iter().map(|taken| taken.net).collect();
     match choose_uplink(&nets) {
         Ok(uplink) => Requirement::ok(UPLINKS, format!("{} is free", uplink.net())),
-        Err(error) => {
-            Requirement::missing(UPLINKS, error, "remove the route that covers 169.254.64.0/18")
-        }
+        Err(error) => Requirement::missing(UPLINKS, error, "remove the route that covers 169.254.64.0/18"),
     }
 }
 

@@ -55,7 +55,10 @@ fn group() -> Requirement {
 fn data_folder(folder: &Path) -> Requirement {
     // Made with the first start, in the first of these that is there.
     let Some(there) = folder.ancestors().find(|above| above.is_dir()) else {
-        return Requirement::unknown(DATA, format!("{} is not there, nor what it would be in", folder.display()));
+        return Requirement::unknown(
+            DATA,
+            format!("{} is not there, nor what it would be in", folder.display()),
+        );
     };
     let name = folder.display();
     let (free, kind) = match usage::folder(there).map_err(|error| error.to_string()).and_then(|space| {
@@ -79,7 +82,9 @@ fn data_folder(folder: &Path) -> Requirement {
             let lost = format!("{found}: that is memory, and a reboot loses all of it");
             Requirement::warning(DATA, lost, "choose a folder on a disk by --data-dir or MVM_DATA_DIR")
         }
-        ..GOOD_DISK => Requirement::warning(DATA, format!("{found}; machines' disks and snapshots need more"), larger),
+        ..GOOD_DISK => {
+            Requirement::warning(DATA, format!("{found}; machines' disks and snapshots need more"), larger)
+        }
         _ => Requirement::ok(DATA, found),
     }
 }
@@ -110,7 +115,11 @@ fn run_folder(folder: &Path) -> Requirement {
     let name = folder.display();
     match std::fs::metadata(folder) {
         Ok(found) if found.is_dir() => Requirement::ok(RUN, name),
-        Ok(_) => Requirement::missing(RUN, format!("{name} is a file"), "choose another by --run-dir or MVM_RUN_DIR"),
+        Ok(_) => Requirement::missing(
+            RUN,
+            format!("{name} is a file"),
+            "choose another by --run-dir or MVM_RUN_DIR",
+        ),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Requirement::ok(RUN, format!("{name}, made with the agent's first start"))
         }
@@ -159,7 +168,9 @@ fn the_store(path: &Path) -> Requirement {
     }
     match store::age(path) {
         Ok(Age::Same) => Requirement::ok(STORE, format!("{name} is of this version")),
-        Ok(Age::Older) => Requirement::ok(STORE, format!("{name} is of an earlier version; the next agent converts it")),
+        Ok(Age::Older) => {
+            Requirement::ok(STORE, format!("{name} is of an earlier version; the next agent converts it"))
+        }
         Ok(Age::Newer) => Requirement::missing(
             STORE,
             format!("{name} is of a newer mvm than this one ({})", env!("CARGO_PKG_VERSION")),
@@ -192,9 +203,13 @@ fn node_key(path: &Path, store: &Path) -> Requirement {
     let mode = found.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 || found.uid() != 0 {
         let found = format!("{name} has mode {mode:04o} and owner {}: it is to be root's alone", found.uid());
-        return Requirement::missing(KEY, found, "make it so; whoever could read it may have read every secret")
-            .by_command(&["chown", "root:root", &name])
-            .by_command(&["chmod", "0600", &name]);
+        return Requirement::missing(
+            KEY,
+            found,
+            "make it so; whoever could read it may have read every secret",
+        )
+        .by_command(&["chown", "root:root", &name])
+        .by_command(&["chmod", "0600", &name]);
     }
     Requirement::ok(KEY, format!("{name} is root's alone"))
 }
@@ -233,7 +248,11 @@ mod tests {
             assert_eq!(the_store(&path).status, status, "{version}");
         }
         drop(connection);
-        std::fs::write(&path, "no database at all, but long enough to have a header of one hundred bytes if it were one").unwrap();
+        std::fs::write(
+            &path,
+            "no database at all, but long enough to have a header of one hundred bytes if it were one",
+        )
+        .unwrap();
         assert!(the_store(&path).is_missing());
     }
 }

@@ -21,14 +21,19 @@ const WRITTEN: Duration = Duration::from_secs(1_767_225_600);
 pub fn engine(examined: Result<&Detection, &Error>) -> Requirement {
     let name = "qemu";
     match examined {
-        Ok(found) => Requirement::ok(name, format!("{} is version {}", found.binary.display(), found.version)),
-        Err(error @ Error::NoBinary { .. }) => {
+        Ok(found) => {
+            Requirement::ok(name, format!("{} is version {}", found.binary.display(), found.version))
+        }
+        Err(Error::NoBinary { binary, reason }) => {
+            let found = format!("cannot run {}: {reason}", binary.display());
             let remedy = "install the package qemu-system-x86, or set MVM_QEMU to the binary";
-            Requirement::missing(name, error, remedy).by_package("qemu-system-x86")
+            Requirement::missing(name, found, remedy).by_package("qemu-system-x86")
         }
-        Err(error @ Error::Unfit { .. }) => {
-            Requirement::missing(name, error, "install QEMU 7.2 or newer, and set MVM_QEMU where it is another binary")
-        }
+        Err(error @ Error::Unfit { .. }) => Requirement::missing(
+            name,
+            error,
+            "install QEMU 7.2 or newer, and set MVM_QEMU where it is another binary",
+        ),
         Err(error) => Requirement::unknown(name, error),
     }
 }
@@ -57,7 +62,8 @@ pub fn acceleration(probe: &AccelProbe) -> Requirement {
 /// Makes a group with every limit, and removes it.
 pub fn cgroups() -> Requirement {
     let limits = Limits { memory_bytes: 64 << 20, threads: 8, processors: 1 };
-    let remedy = "mount the cgroup hierarchies writable: in a container that is a matter of how it is started";
+    let remedy =
+        "mount the cgroup hierarchies writable: in a container that is a matter of how it is started";
     match Cgroup::create(&format!("doctor-{}", std::process::id()), limits) {
         Err(error) => Requirement::missing(CGROUPS, error, remedy),
         Ok(group) => {
@@ -78,7 +84,8 @@ pub fn cgroups() -> Requirement {
 pub fn shared_memory(accel: Option<Accel>) -> Requirement {
     let cold = "machines start cold, without a base";
     // Any file does: it is only read.
-    let tried = std::env::current_exe().map_err(|source| Error::Io { doing: "find this program".to_owned(), source });
+    let tried =
+        std::env::current_exe().map_err(|source| Error::Io { doing: "find this program".to_owned(), source });
     match tried.and_then(|file| BlockDevice::attach(&file)).and_then(|device| device.is_protected()) {
         Ok(true) => Requirement::ok(BASES, "read-only loop devices cannot be written"),
         Ok(false) if accel == Some(Accel::Tcg) => {
@@ -102,7 +109,11 @@ pub fn clock() -> Requirement {
         false => found.by_package("chrony"),
     };
     if since < WRITTEN {
-        return keep(Requirement::missing(CLOCK, "it says a time before 2026", "have it set by time servers"));
+        return keep(Requirement::missing(
+            CLOCK,
+            "it says a time before 2026",
+            "have it set by time servers",
+        ));
     }
     if sys::clock_is_kept() {
         return Requirement::ok(CLOCK, "time servers keep it right");
@@ -137,7 +148,10 @@ mod tests {
         let binary = "/usr/bin/qemu-system-x86_64".into();
         let absent = Error::NoBinary { binary, reason: "No such file".to_owned() };
         let found = engine(Err(&absent));
-        assert_eq!(found.commands, [["apt-get", "install", "-y", "--no-install-recommends", "qemu-system-x86"]]);
+        assert_eq!(
+            found.commands,
+            [["apt-get", "install", "-y", "--no-install-recommends", "qemu-system-x86"]]
+        );
         let unfit = Error::Unfit { binary: "/q".into(), missing: vec!["the command cont".to_owned()] };
         let found = engine(Err(&unfit));
         assert!(found.is_missing() && found.commands.is_empty() && found.found.contains("the command cont"));

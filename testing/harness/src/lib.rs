@@ -115,7 +115,8 @@ impl Lab {
         cleanup::tag_of(&self.data_dir())
     }
 
-    pub(crate) fn command(&self) -> Command {
+    /// The command line of `mvm` here, to which a test adds arguments.
+    pub fn command(&self) -> Command {
         let boot = self.boot.as_ref().map(reboot::Boot::flag);
         let mut command = self.namespace.command_with(boot.as_deref(), &self.mvm);
         command.envs(self.environment());

@@ -84,8 +84,9 @@ fn tell(present: &Present, mut wanted: Deployment, plan: Plan, restart: bool, ev
 async fn preflight(agent: &Agent) -> Result<(), ApiError> {
     let required = agent.hands.preflight().await.map_err(failed)?;
     let missing = required.into_iter().filter(Requirement::is_missing);
-    let text: Vec<String> =
-        missing.map(|r| format!("{}: {} (`mvm doctor` says more)", r.found, r.remedy.unwrap_or_default())).collect();
+    let text: Vec<String> = missing
+        .map(|r| format!("{}: {} (`mvm doctor` says more)", r.found, r.remedy.unwrap_or_default()))
+        .collect();
     if text.is_empty() {
         return Ok(());
     }
