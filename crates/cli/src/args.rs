@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::connection::Connection;
-use crate::{agent, deploy, doctor, events, instance, net, node, pool, tenant};
+use crate::{agent, deploy, doctor, events, instance, net, node, pool, status, tenant};
 
 const START_HERE: &str = "\
 Start here (as root):
@@ -63,6 +63,8 @@ pub enum Command {
     /// Networks of the tenants
     #[command(subcommand)]
     Net(net::Net),
+    #[command(visible_alias = "connect")]
+    Status(status::Status),
     Events(events::Events),
     Doctor(doctor::Doctor),
 }

@@ -9,8 +9,9 @@
 //! | [`output`], [`view`], [`clock`] | tables, JSON, YAML |
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`serve`] | the agent in this process |
-//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events`, `doctor` | one noun or verb each |
+//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events`, `doctor`, `status` | one noun or verb each |
 //! | `scale`, `stats`, `exec`, `copy`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
+//! | `screen` | a page that stays on a terminal |
 //! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
 //! | [`loss`], [`confirm`] | what destroying takes away, and asking before |
 
@@ -41,9 +42,11 @@ mod output;
 mod pool;
 mod progress;
 mod scale;
+mod screen;
 mod serve;
 mod sources;
 mod stats;
+mod status;
 mod tenant;
 mod terminal;
 mod view;
@@ -96,6 +99,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Agent(agent) => agent.run(connection).await,
         Command::Node(node) => node.run(connection).await,
         Command::Net(net) => net.run(connection).await,
+        Command::Status(status) => status.run(connection).await,
         Command::Events(events) => events.run(connection).await,
         Command::Doctor(doctor) => doctor.run(connection).await,
     }

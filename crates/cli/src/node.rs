@@ -85,11 +85,13 @@ fn info(info: &NodeInfo) -> String {
     ])
 }
 
-fn memory(total: u64, available: u64) -> String {
+/// Memory, and what of it is available.
+pub fn memory(total: u64, available: u64) -> String {
     format!("{}, {} available", bytes(total), bytes(available))
 }
 
-fn folder(folder: &Folder) -> String {
+/// A folder and what it has free.
+pub fn folder(folder: &Folder) -> String {
     format!("{} ({} free of {})", folder.path, bytes(folder.free_bytes), bytes(folder.total_bytes))
 }
 

@@ -58,6 +58,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Whether people read it.
+    pub fn is_for_people(self) -> bool {
+        matches!(self.output, Format::Table)
+    }
+
     /// Writes a result: itself for programs, or what `people` makes of it.
     ///
     /// # Errors

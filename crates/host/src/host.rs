@@ -166,6 +166,7 @@ impl Host {
             | Request::EnsureNetwork(_)
             | Request::RemoveNetwork(_)
             | Request::VerifyNetworks(_)
+            | Request::VerifyNetwork(_)
             | Request::Admit { .. }
             | Request::MakeDisk { .. }
             | Request::RemoveMachine(_)
@@ -299,6 +300,9 @@ impl Inner {
             }
             Request::VerifyNetworks(expected) => {
                 return Ok(Reply::Findings(self.networks.verify(&expected)?));
+            }
+            Request::VerifyNetwork(expected) => {
+                return Ok(Reply::Findings(self.networks.verify_tenant(&expected)?));
             }
             Request::Admit { network, port } => {
                 self.tenants.one_at_a_time(network.net_id, || self.networks.admit(&network, &port))?;

@@ -28,6 +28,8 @@ pub enum Request {
     RemoveNetwork(NetId),
     /// Compare networks with what they should be.
     VerifyNetworks(Vec<Expected>),
+    /// Compare what is inside one tenant's namespace with how it should be.
+    VerifyNetwork(Box<Expected>),
     /// Put a running machine's rules in force anew.
     Admit {
         /// Its tenant's network.
@@ -187,7 +189,7 @@ pub enum Reply {
     Requirements(Vec<Requirement>),
     /// To ChooseUplink.
     Uplink(Uplink),
-    /// To VerifyNetworks.
+    /// To VerifyNetworks and VerifyNetwork.
     Findings(Vec<Finding>),
     /// To Launch.
     Launched(Launched),
@@ -302,6 +304,11 @@ impl Host {
     /// What is not as it should be.
     pub async fn verify_networks(&self, expected: Vec<Expected>) -> Result<Vec<Finding>, HostError> {
         ask!(self, Request::VerifyNetworks(expected), Reply::Findings(findings) => findings)
+    }
+
+    /// What is not as it should be inside one tenant's namespace.
+    pub async fn verify_network(&self, expected: Expected) -> Result<Vec<Finding>, HostError> {
+        ask!(self, Request::VerifyNetwork(Box::new(expected)), Reply::Findings(findings) => findings)
     }
 
     /// Puts a running machine's rules in force anew.

@@ -179,6 +179,11 @@ impl Networks {
         verify::verify(&self.tag, &self.host, expected)
     }
 
+    /// Compares what is inside one tenant's namespace, and nothing of the host's side. Changes nothing.
+    pub fn verify_tenant(&self, expected: &Expected) -> Result<Vec<Finding>> {
+        verify::verify_tenant(&self.tag, expected)
+    }
+
     /// Connects to a machine from inside the tenant's namespace, from `.1`: for published ports. The stream can be
     /// used from anywhere afterwards.
     pub async fn connect(

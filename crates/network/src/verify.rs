@@ -100,16 +100,7 @@ impl Report<'_> {
 pub(crate) fn verify(tag: &NodeTag, host: &Namespace, expected: &[Expected]) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for tenant in expected {
-        let name = tag.namespace(tenant.network.net_id);
-        match Namespace::open(&name)? {
-            Some(inside) => findings.extend(inside_of(&inside, tenant)?),
-            None => findings.push(Finding {
-                object: format!("namespace {name}"),
-                expected: "present".to_owned(),
-                found: "nothing".to_owned(),
-                remedy: REPAIR_NETWORK.to_owned(),
-            }),
-        }
+        findings.extend(verify_tenant(tag, tenant)?);
     }
     findings.extend(leftover_namespaces(tag, expected)?);
     let wanted = Namespace::scratch(|| {
@@ -122,6 +113,20 @@ pub(crate) fn verify(tag: &NodeTag, host: &Namespace, expected: &[Expected]) -> 
     })?;
     findings.extend(host.run(|| on_host(tag, expected, &wanted))?);
     Ok(findings)
+}
+
+/// Compares what is inside one tenant's namespace.
+pub(crate) fn verify_tenant(tag: &NodeTag, tenant: &Expected) -> Result<Vec<Finding>> {
+    let name = tag.namespace(tenant.network.net_id);
+    match Namespace::open(&name)? {
+        Some(inside) => inside_of(&inside, tenant),
+        None => Ok(vec![Finding {
+            object: format!("namespace {name}"),
+            expected: "present".to_owned(),
+            found: "nothing".to_owned(),
+            remedy: REPAIR_NETWORK.to_owned(),
+        }]),
+    }
 }
 
 /// The record of switched links is what it is; all else has to be equal.

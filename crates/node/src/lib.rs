@@ -15,6 +15,7 @@
 //! | [`deploy`] | from a manifest to what is there |
 //! | [`create`] | ids, addresses, uids and disks for new instances |
 //! | [`scale`] | a pool brought to its counts |
+//! | [`status`] | wakes, messages, what is wrong |
 //! | [`usage`] | what machines and the node take |
 //! | [`destroy`] | the end of tenants and instances |
 //! | [`doctor`] | whether this host can have an agent at all |
@@ -40,6 +41,7 @@ pub mod scale;
 pub mod seal;
 pub mod session;
 pub mod spares;
+pub mod status;
 pub mod store;
 pub mod usage;
 

@@ -118,6 +118,13 @@ impl Publishing {
         taken
     }
 
+    /// The ports of a tenant at which the agent listens.
+    pub fn open_ports(&self, tenant: &TenantId) -> Vec<Publish> {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = listeners.values().filter(|listener| listener.tenant == *tenant);
+        own.map(|listener| listener.publish.clone()).collect()
+    }
+
     /// Closes the ports of a tenant that are not wanted any more, or lead elsewhere now. They are free afterwards.
     pub async fn keep_only(&self, tenant: &TenantId, wanted: &[Publish]) {
         let closed: Vec<Listener> = {

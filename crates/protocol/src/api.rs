@@ -27,6 +27,8 @@
 //! | `GET /v1/node` | → [`NodeInfo`] |
 //! | `GET /v1/node/stats` | → [`NodeStats`], measured over half a second |
 //! | `GET /v1/node/disk` | → [`NodeDisk`] |
+//! | `GET /v1/status` | → [`NodeStatus`] |
+//! | `GET /v1/status/{tenant}` | → [`TenantStatus`] |
 //! | `GET /v1/events/{tenant}` | → [`AuditEntry`]s |
 //! | `GET /v1/events/{tenant}/follow` | → lines of [`AuditEntry`], those to come too |
 //! | `POST /v1/net/verify` | → [`NetReport`] |
@@ -36,6 +38,7 @@
 
 mod doctor;
 mod scale;
+mod status;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -49,6 +52,10 @@ use serde::{Deserialize, Serialize};
 
 pub use doctor::DoctorReport;
 pub use scale::{ScaleAct, ScaleEvent, ScaleOutcome, ScaleRequest, Scaled};
+pub use status::{
+    DeploymentLine, LastMessage, MachineStatus, NodeStatus, PoolStatus, PortStatus, TenantStatus, Trouble,
+    Wakes,
+};
 pub use usage::{
     AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,
     VmmStats,

@@ -46,7 +46,7 @@ pub(super) async fn find(
     }
 }
 
-fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSummary {
+pub(super) fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSummary {
     let view = machine.view();
     let act = view.act.map(|act| match act {
         Intent::Start => "starting",

@@ -5,6 +5,7 @@ mod logs;
 mod node;
 mod pools;
 mod stats;
+mod status;
 mod streams;
 mod tenants;
 
@@ -45,6 +46,8 @@ pub async fn serve(
         .route("/v1/net/verify", post(node::verify))
         .route("/v1/events/{tenant}", get(tenants::events))
         .route("/v1/events/{tenant}/follow", get(tenants::follow_events))
+        .route("/v1/status", get(status::node))
+        .route("/v1/status/{tenant}", get(status::tenant))
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::info).delete(tenants::destroy))
         .route("/v1/tenants/{tenant}/manifest", get(tenants::manifest))

@@ -1,11 +1,13 @@
 //! The agent itself, deployments, the network.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use mvm_host::{AtRest, ExpectedNetwork};
+use mvm_model::{PoolId, TenantId};
 use mvm_protocol::api::{
     AgentInfo, ChangeRequest, Damaged, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
 };
@@ -13,7 +15,7 @@ use mvm_protocol::api::{
 use super::{Failure, Shared, fault, lines};
 use crate::agent::Agent;
 use crate::deploy::{self, Events, Request};
-use crate::store;
+use crate::store::{self, PoolRow, TenantRow};
 use crate::usage::count_states;
 
 pub async fn info(State(agent): Shared) -> Result<Json<AgentInfo>, Failure> {
@@ -100,13 +102,27 @@ pub async fn scrub(State(agent): Shared) -> Result<Json<ScrubReport>, Failure> {
 
 async fn expected_networks(agent: &Arc<Agent>) -> Result<Vec<ExpectedNetwork>, Failure> {
     let (tenants, pools) = agent.store.read(|tx| Ok((store::tenants(tx)?, store::pools(tx, None)?))).await?;
-    let expected = tenants.iter().map(|tenant| {
-        let running = agent.machines(|m| m.place.tenant == tenant.id && m.state().has_vmm());
-        let ports = running.iter().filter_map(|machine| {
-            let pool = pools.iter().find(|p| p.tenant == tenant.id && p.spec.id == machine.place.pool)?;
-            Some(agent.port_of(tenant, &machine.view().row, machine.ip, &pool.spec))
-        });
-        ExpectedNetwork { network: agent.network_of(tenant), ports: ports.collect() }
-    });
+    let mut of_tenant: BTreeMap<TenantId, BTreeMap<PoolId, PoolRow>> = BTreeMap::new();
+    for pool in pools {
+        of_tenant.entry(pool.tenant.clone()).or_default().insert(pool.spec.id.clone(), pool);
+    }
+    let none = BTreeMap::new();
+    let expected = tenants
+        .iter()
+        .map(|tenant| expected_network(agent, tenant, of_tenant.get(&tenant.id).unwrap_or(&none)));
     Ok(expected.collect())
+}
+
+/// How a tenant's network should be now, with the ports of its machines that run.
+pub(super) fn expected_network(
+    agent: &Agent,
+    tenant: &TenantRow,
+    pools: &BTreeMap<PoolId, PoolRow>,
+) -> ExpectedNetwork {
+    let running = agent.machines(|m| m.place.tenant == tenant.id && m.state().has_vmm());
+    let ports = running.iter().filter_map(|machine| {
+        let pool = pools.get(&machine.place.pool)?;
+        Some(agent.port_of(tenant, &machine.view().row, machine.ip, &pool.spec))
+    });
+    ExpectedNetwork { network: agent.network_of(tenant), ports: ports.collect() }
 }

@@ -36,7 +36,7 @@ impl Filter {
     }
 }
 
-fn summary(agent: &Agent, row: &TenantRow, pools: usize) -> TenantSummary {
+pub(super) fn summary(agent: &Agent, row: &TenantRow, pools: usize) -> TenantSummary {
     TenantSummary {
         id: row.id.clone(),
         net_id: row.net_id,
@@ -127,7 +127,7 @@ pub async fn follow_events(State(agent): Shared, Path(id): Path<String>) -> Resu
     Ok(lines(to_client))
 }
 
-fn pool_summary(agent: &Agent, row: &PoolRow) -> PoolSummary {
+pub(super) fn pool_summary(agent: &Agent, row: &PoolRow) -> PoolSummary {
     let of_pool = agent.machines(|m| m.place.tenant == row.tenant && m.place.pool == row.spec.id);
     PoolSummary {
         tenant: row.tenant.clone(),

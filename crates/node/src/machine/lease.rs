@@ -1,13 +1,18 @@
 //! Leases: what keeps a machine awake.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
+
+use crate::store::now_millis;
 
 /// The leases of one machine.
 #[derive(Debug)]
 pub struct Leases {
     count: watch::Sender<usize>,
+    /// When a message last took one, in milliseconds since 1970; 0 before the first.
+    last_message: AtomicU64,
 }
 
 /// Keeps its machine from sleeping while it lives.
@@ -19,13 +24,24 @@ pub struct Lease {
 impl Leases {
     /// None yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { count: watch::Sender::new(0) })
+        Arc::new(Self { count: watch::Sender::new(0), last_message: AtomicU64::new(0) })
     }
 
     /// One more.
     pub fn take(self: &Arc<Self>) -> Lease {
         self.count.send_modify(|count| *count += 1);
         Lease { leases: Arc::clone(self) }
+    }
+
+    /// One more, for a message.
+    pub fn take_for_message(self: &Arc<Self>) -> Lease {
+        self.last_message.store(now_millis(), Ordering::Relaxed);
+        self.take()
+    }
+
+    /// When a message last took one, in milliseconds since 1970.
+    pub fn last_message(&self) -> Option<u64> {
+        Some(self.last_message.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
     /// How many there are.

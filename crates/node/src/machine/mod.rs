@@ -9,6 +9,7 @@
 //! one wake: the first wakes it, the others find it running. And a message that arrives while its machine goes to
 //! sleep finds it asleep, and wakes it.
 
+mod came_up;
 mod come_up;
 mod lease;
 mod recover;
@@ -26,6 +27,7 @@ use mvm_model::state::Refused;
 use mvm_model::{InstanceId, InstanceState, RestartPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use came_up::CameUp;
 pub use lease::Lease;
 pub use task::spawn;
 
@@ -76,12 +78,19 @@ pub enum Asker {
 }
 
 impl Asker {
+    const ALL: [Self; 3] = [Self::Person, Self::Message, Self::Policy];
+
     fn as_str(self) -> &'static str {
         match self {
             Asker::Person => "a person",
             Asker::Message => "a message",
             Asker::Policy => "policy",
         }
+    }
+
+    /// What the audit log says of an act of his that has nothing else to say.
+    pub fn purpose(self) -> String {
+        format!("for {}", self.as_str())
     }
 }
 
@@ -357,6 +366,11 @@ impl Machine {
     /// How many leases keep it awake.
     pub fn holds(&self) -> usize {
         self.leases.count()
+    }
+
+    /// When a message last held it since the agent's start, in milliseconds since 1970.
+    pub fn last_message(&self) -> Option<u64> {
+        self.leases.last_message()
     }
 
     /// Whether a message may make it run.

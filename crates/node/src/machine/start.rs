@@ -8,7 +8,7 @@ use mvm_protocol::api::{StartReport, millis};
 use tokio::net::UnixStream;
 
 use super::task::{Task, failed};
-use super::{ActError, Asker};
+use super::{ActError, Asker, CameUp};
 use crate::kill_point::{KillPoint, reached};
 use crate::store::{self, Audit, Goal, Intent, PoolRow, Recorded};
 use crate::{bases, spares};
@@ -397,7 +397,7 @@ impl Task {
         kind: &'static str,
         asker: Asker,
     ) {
-        let detail = format!("{} in {:.0} ms, for {}", report.how, report.total_ms, asker.as_str());
+        let came_up = CameUp { how: report.how.clone(), ms: report.total_ms, asker };
         let from_base = self.row.launched.as_ref().is_some_and(|launched| launched.base.is_some());
         if from_base && report.how != COLD_BOOT {
             spares::begun(&self.agent, &self.tenant.id, &self.row.place.pool);
@@ -408,7 +408,7 @@ impl Task {
         if self.row.goal == Some(Goal::Running) {
             self.row.goal = None;
         }
-        self.settle(operation, Audit::new(self.row.address(), kind, detail)).await;
+        self.settle(operation, Audit::new(self.row.address(), kind, came_up.to_string())).await;
     }
 
     /// A start or wake that was begun did not reach ready.

@@ -219,7 +219,7 @@ impl Task {
             self.admit_message().await?;
             self.bring_up(Asker::Message).await?;
         }
-        Ok(self.leases.take())
+        Ok(self.leases.take_for_message())
     }
 
     /// Whether a message may make it run.

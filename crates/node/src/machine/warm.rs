@@ -49,8 +49,7 @@ impl Task {
         reached(KillPoint::ResumeBegun);
         match self.go_on(None).await {
             Ok(()) => {
-                let detail = format!("for {}", asker.as_str());
-                let audit = Audit::new(self.row.address(), "InstanceResumed", detail);
+                let audit = Audit::new(self.row.address(), "InstanceResumed", asker.purpose());
                 self.settle(Operation::Resume, audit).await;
                 Ok(())
             }

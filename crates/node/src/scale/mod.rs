@@ -22,7 +22,8 @@ use crate::store::{self, Audit, InstanceRow, NewInstance, PoolRow, TenantRow};
 use crate::usage::{self, count_states};
 use crate::{bases, create};
 use carry_out::Work;
-use limits::{Demand, Reserve};
+use limits::Demand;
+pub use limits::Reserve;
 use plan::Candidate;
 
 /// The most that a count may be: no subnet has more addresses.

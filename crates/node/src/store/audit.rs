@@ -61,17 +61,44 @@ pub fn entries(tx: &Transaction<'_>, tenant: &TenantId, after: u64) -> Sql<Vec<A
     tx.prepare_cached(
         "SELECT seq, at_ms, subject, kind, detail, hash FROM audit WHERE tenant = ?1 AND seq > ?2 ORDER BY seq",
     )?
-    .query_map((tenant.as_str(), after), |row| {
-        Ok(AuditEntry {
-            seq: row.get(0)?,
-            at_ms: row.get(1)?,
-            subject: row.get(2)?,
-            kind: row.get(3)?,
-            detail: row.get(4)?,
-            hash: row.get(5)?,
-        })
-    })?
+    .query_map((tenant.as_str(), after), entry)?
     .collect()
+}
+
+/// What of some kinds happened since a time, in milliseconds since 1970, oldest first.
+pub fn recent_entries(
+    tx: &Transaction<'_>,
+    tenant: &TenantId,
+    kinds: &[&str],
+    since_ms: u64,
+) -> Sql<Vec<AuditEntry>> {
+    // From the end: what is older is not even read.
+    let mut statement = tx.prepare_cached(
+        "SELECT seq, at_ms, subject, kind, detail, hash FROM audit WHERE tenant = ?1 ORDER BY seq DESC",
+    )?;
+    let mut recent = Vec::new();
+    for found in statement.query_map([tenant.as_str()], entry)? {
+        let found = found?;
+        if found.at_ms < since_ms {
+            break;
+        }
+        if kinds.contains(&found.kind.as_str()) {
+            recent.push(found);
+        }
+    }
+    recent.reverse();
+    Ok(recent)
+}
+
+fn entry(row: &rusqlite::Row<'_>) -> Sql<AuditEntry> {
+    Ok(AuditEntry {
+        seq: row.get(0)?,
+        at_ms: row.get(1)?,
+        subject: row.get(2)?,
+        kind: row.get(3)?,
+        detail: row.get(4)?,
+        hash: row.get(5)?,
+    })
 }
 
 /// SHA-256 over the hash before and every field, each with its length so that no two entries look alike.

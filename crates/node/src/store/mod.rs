@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use audit::{Audit, entries, first_broken};
+pub use audit::{Audit, entries, first_broken, recent_entries};
 pub use bases::{BaseRow, bases, forget_revision, has_base, latest_revisions, remove_base};
 pub use instances::{
     Goal, InstanceRow, Intent, NewInstance, Place, Recorded, instance, instances, remove_instance, uids,
