@@ -38,5 +38,8 @@ mod service;
 #[path = "daily/shell.rs"]
 mod shell;
 
+#[path = "daily/status.rs"]
+mod status;
+
 #[path = "daily/upgrade.rs"]
 mod upgrade;
