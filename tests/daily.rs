@@ -5,6 +5,9 @@
 #[path = "daily/commands.rs"]
 mod commands;
 
+#[path = "daily/completions.rs"]
+mod completions;
+
 #[path = "daily/copy.rs"]
 mod copy;
 

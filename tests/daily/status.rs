@@ -29,7 +29,10 @@ fn a_deployment_is_told_with_its_messages_and_wakes_and_what_is_wrong() {
     lab.deploy(&echo("alice"));
     let new = status(&lab);
     assert_eq!(troubles(&new), []);
-    assert_eq!((new["ports"][0]["port"].as_u64(), new["ports"][0]["open"].as_bool()), (Some(8080), Some(true)));
+    assert_eq!(
+        (new["ports"][0]["port"].as_u64(), new["ports"][0]["open"].as_bool()),
+        (Some(8080), Some(true))
+    );
     assert_eq!(new["subnet"], lab.json(&["tenant", "info", "alice"])["subnet"]);
     assert_eq!(new["wakes"]["count"], 0);
     assert!(new["last_message"].is_null(), "{new}");
@@ -63,7 +66,10 @@ fn a_deployment_is_told_with_its_messages_and_wakes_and_what_is_wrong() {
     assert!(machine(&later, "workers")["last_message_ms"].as_u64() >= Some(second - 1000), "{later}");
     assert_eq!(later["wakes"]["count"], 2);
     let (what, remedy) = &troubles(&later)[0];
-    assert!(what.contains("127.0.0.1:8080 is not published") && remedy.contains("ss -ltnp"), "{what}: {remedy}");
+    assert!(
+        what.contains("127.0.0.1:8080 is not published") && remedy.contains("ss -ltnp"),
+        "{what}: {remedy}"
+    );
     drop(taken);
 
     // A machine that failed, one that was stopped, and a network that was changed behind the agent's back.
@@ -83,13 +89,19 @@ fn a_deployment_is_told_with_its_messages_and_wakes_and_what_is_wrong() {
     about("link br-tenant-0 up");
 
     let page = lab.mvm(&["connect", "alice"]);
-    for said in ["WRONG", "has failed: ", "→ the next message starts it", "(not open)", "2 in the last 24 hours"] {
+    for said in
+        ["WRONG", "has failed: ", "→ the next message starts it", "(not open)", "2 in the last 24 hours"]
+    {
         assert!(page.contains(said), "{said}: {page}");
     }
     let node = lab.json(&["status"]);
     assert_eq!(node["instances"], lab.json(&["node", "info"])["instances"]);
     let line = &node["deployments"][0];
-    assert_eq!((line["tenant"].as_str(), line["troubles"].as_u64() >= Some(2)), (Some("alice"), true), "{line}");
+    assert_eq!(
+        (line["tenant"].as_str(), line["troubles"].as_u64() >= Some(2)),
+        (Some("alice"), true),
+        "{line}"
+    );
     assert!(lab.mvm(&["status"]).contains("`mvm status alice` says what is wrong there"));
     assert!(lab.mvm_fails(&["status", "bob"]).contains("there is no tenant `bob`"));
 }

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::connection::Connection;
-use crate::{agent, deploy, doctor, events, instance, net, node, pool, status, tenant};
+use crate::{agent, completions, deploy, doctor, events, instance, man, net, node, pool, status, tenant};
 
 const START_HERE: &str = "\
 Start here (as root):
@@ -67,6 +67,8 @@ pub enum Command {
     Status(status::Status),
     Events(events::Events),
     Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 #[cfg(test)]

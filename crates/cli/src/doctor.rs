@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What mvm needs of this host, whether it is met, and the commands that mend what is not
 ///
-/// Needs no agent and starts none. Exits with 0 where nothing is missing that mvm does not work without; warnings are not.
+/// Needs no agent and starts none. Exits with 0 where nothing is missing that mvm does not work without, whatever could be better.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Run the commands that mend what is missing or could be better, each after asking

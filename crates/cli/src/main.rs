@@ -12,6 +12,7 @@
 //! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events`, `doctor`, `status` | one noun or verb each |
 //! | `scale`, `stats`, `exec`, `copy`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
 //! | `screen` | a page that stays on a terminal |
+//! | `completions`, `man` | what shells and manuals know of all commands |
 //! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
 //! | [`loss`], [`confirm`] | what destroying takes away, and asking before |
 
@@ -22,6 +23,7 @@ mod background;
 mod change;
 mod client;
 mod clock;
+mod completions;
 mod confirm;
 mod connection;
 mod copy;
@@ -35,6 +37,7 @@ mod instance;
 mod lines;
 mod logs;
 mod loss;
+mod man;
 mod net;
 mod node;
 mod outcome;
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         // The first steps of a VMM's process, which this binary takes before it becomes the VMM.
         return mvm_vmm::launcher_main();
     }
+    completions::answer();
     let cli = Cli::parse();
     match in_runtime(cli) {
         Ok(code) => ExitCode::from(code),
@@ -102,5 +106,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Status(status) => status.run(connection).await,
         Command::Events(events) => events.run(connection).await,
         Command::Doctor(doctor) => doctor.run(connection).await,
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
     }
 }

@@ -66,6 +66,10 @@ fn help_shows_every_command() {
         ("node -h", file!["help/node.txt"]),
         ("net -h", file!["help/net.txt"]),
         ("events -h", file!["help/events.txt"]),
+        ("status --help", file!["help/status.txt"]),
+        ("doctor --help", file!["help/doctor.txt"]),
+        ("completions --help", file!["help/completions.txt"]),
+        ("man --help", file!["help/man.txt"]),
     ] {
         place.mvm(arguments).assert().success().stderr_eq(str![""]).stdout_eq(help);
     }
@@ -103,6 +107,8 @@ error: invalid value '65536' for '--sleeping <N>': 65536 is not in 0..=65535
 ...
 "#]]);
     place.mvm("instance stats alice/workers/bob").assert().code(2);
+    place.mvm("completions tcsh").assert().code(2);
+    place.mvm("doctor -y").assert().code(2);
     place.mvm("node").assert().code(2);
     place.mvm("--host tcp://example.org tenant list").assert().code(2).stderr_eq(str![[r#"
 error: invalid value 'tcp://example.org' for '--host <ADDRESS>': an agent is reached at unix:/path/to/agent.sock
@@ -130,7 +136,7 @@ fn where_an_agent_is_configured_none_is_started() {
     let place = Place::new();
     let host = format!("--host unix:{}/no.sock", place.path().display());
     for command in
-        ["tenant list", "instance start a/b", "net verify", "events a", "agent status", "node disk"]
+        ["tenant list", "instance start a/b", "net verify", "events a", "agent status", "node disk", "status"]
     {
         place.mvm(&format!("{command} {host}")).assert().code(1).stderr_eq(str![[r#"
 error: no agent answers at unix:[..]/no.sock: start one with `mvm agent serve`
@@ -153,6 +159,59 @@ error: no agent answers at unix:[..]/run/agent.sock: start one with `mvm agent s
 "#]]);
     place.mvm("agent stop").assert().code(0).stdout_eq(str![[r#"
 no agent runs at unix:[..]/run/agent.sock
+
+"#]]);
+    assert!(place.is_without_agent());
+}
+
+#[test]
+fn a_status_starts_no_agent() {
+    let place = Place::new();
+    for command in ["status", "connect alice", "status alice --watch -o json"] {
+        place.mvm(command).assert().code(1).stdout_eq(str![""]).stderr_eq(str![[r#"
+error: no agent answers at unix:[..]/run/agent.sock: start one with `mvm agent serve`
+
+"#]]);
+    }
+    assert!(place.is_without_agent());
+}
+
+#[test]
+fn shells_are_told_what_comes_next_and_nothing_where_no_agent_runs() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script =
+            place.mvm(&format!("completions {shell}")).assert().success().get_output().stdout.clone();
+        assert!(String::from_utf8(script).unwrap().contains("MVM_COMPLETE"), "{shell}");
+    }
+    let complete = |words: &str, index: &str| {
+        let command = place.mvm(&format!("-- {words}")).env("MVM_COMPLETE", "bash");
+        command.env("_CLAP_COMPLETE_INDEX", index).assert().success().stderr_eq(str![""])
+    };
+    complete("mvm agent st", "2").stdout_eq("status\nstop");
+    complete("mvm tenant info a", "3").stdout_eq(str![""]);
+    complete("mvm --no-such-flag tenant info a", "4").stdout_eq(str![""]);
+    assert!(place.is_without_agent());
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let place = Place::new();
+    place.mvm("man --out pages/man1").assert().success().stdout_eq(str![""]).stderr_eq(str![""]);
+    let page = |name: &str| fs::read_to_string(place.path().join("pages/man1").join(name)).unwrap();
+    for (name, says) in [
+        ("mvm.1", "Runs fleets of microVMs for many tenants"),
+        ("mvm-pool-scale.1", "sleeping"),
+        ("mvm-doctor.1", "fix"),
+    ] {
+        let text = page(name);
+        assert!(text.contains(".TH mvm") && text.contains(says), "{name}: {text}");
+    }
+    let whole = place.mvm("man").assert().success().get_output().stdout.clone();
+    assert_eq!(String::from_utf8(whole).unwrap().lines().next(), page("mvm.1").lines().next());
+    place.write("file", "");
+    place.mvm("man --out file").assert().code(1).stderr_eq(str![[r#"
+error: cannot write manual pages into file: File exists (os error 17)
 
 "#]]);
     assert!(place.is_without_agent());
