@@ -29,6 +29,9 @@ mod forward;
 #[path = "daily/gateway.rs"]
 mod gateway;
 
+#[path = "daily/json.rs"]
+mod json;
+
 #[path = "daily/logs.rs"]
 mod logs;
 

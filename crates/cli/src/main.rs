@@ -29,6 +29,8 @@ mod connection;
 mod copy;
 mod deploy;
 mod doctor;
+#[cfg(test)]
+mod documentation;
 mod events;
 mod exec;
 mod failure;

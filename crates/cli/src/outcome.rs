@@ -12,6 +12,7 @@ use crate::view::counted;
 
 /// What a deployment came to, or would.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Outcome {
     /// The tenant.
     pub tenant: String,
@@ -31,6 +32,7 @@ pub struct Outcome {
 
 /// A thing and what is to say of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Line {
     /// Its address.
     pub what: String,
@@ -40,6 +42,7 @@ pub struct Line {
 
 /// An instance that was created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Created {
     /// Its address.
     pub instance: String,

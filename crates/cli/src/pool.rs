@@ -118,8 +118,11 @@ pub enum Pool {
 
 /// What a build came to.
 #[derive(Debug, Serialize)]
-struct Built {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Built {
+    /// The pool's address.
     pool: String,
+    /// What is new.
     changed: Vec<Line>,
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// One destination that is allowed: `192.0.2.0/24`, `192.0.2.7:443`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct EgressRule {
     /// The destination network.
@@ -19,6 +20,7 @@ pub struct EgressRule {
 
 /// What a pool may reach.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Egress {
     /// Nothing: the default.

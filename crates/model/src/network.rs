@@ -36,6 +36,7 @@ pub enum InvalidNetwork {
 
 /// A tenant's network number, 0 to 4095.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "u64", into = "u64")]
 pub struct NetId(u16);
 
@@ -103,7 +104,9 @@ impl fmt::Display for NetId {
 
 /// A tenant's subnet inside [`CLUSTER_RANGE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "Ipv4Net", into = "Ipv4Net")]
+#[cfg_attr(feature = "schema", schemars(with = "String"))]
 pub struct TenantSubnet(Ipv4Net);
 
 impl TenantSubnet {
@@ -172,6 +175,7 @@ impl fmt::Display for TenantSubnet {
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddr(pub [u8; 6]);
 

@@ -9,6 +9,7 @@ use crate::Role;
 
 /// What follows when a machine failed, per pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// Started again at once, then backing off to [`RestartPolicy::MAX_BACKOFF`].
@@ -54,6 +55,7 @@ impl fmt::Display for RestartPolicy {
 
 /// How long a machine may or must take, in seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct RuntimePolicy {
     /// Policy does not pause, sleep or stop a machine that runs for less.

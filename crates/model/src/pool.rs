@@ -8,6 +8,7 @@ use crate::{Egress, PoolId, RestartPolicy, Role, RuntimePolicy};
 
 /// Which packages the image holds: a built-in profile's or one's own name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Profile(pub String);
 
@@ -25,6 +26,7 @@ impl fmt::Display for Profile {
 
 /// What one machine of a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Resources {
     /// Virtual CPUs.
     pub vcpus: u32,
@@ -42,6 +44,7 @@ impl Default for Resources {
 
 /// How many instances a pool has, by the state in which new ones begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DesiredCounts {
     /// Begin running.
     pub running: u32,
@@ -60,6 +63,7 @@ impl DesiredCounts {
 
 /// Secrets that a pool's machines are given: one integration's keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SecretScope {
     /// The scope, as in `/run/secrets/<scope>/<KEY>`.
@@ -70,6 +74,7 @@ pub struct SecretScope {
 
 /// How the memory that a sleeping machine wrote is compressed on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotCompression {
     /// Not at all: the fastest wake.
@@ -97,6 +102,7 @@ impl SnapshotCompression {
 
 /// Everything a tenant wants of one pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolSpec {
     /// Its name.
     pub id: PoolId,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A tenant's limits. A limit that is absent does not bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Quotas {
     /// vCPUs of its running machines together.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a [`Requirement`] is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// As it should be.
@@ -18,6 +19,7 @@ pub enum Status {
 
 /// One thing that mvm needs of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Requirement {
     /// What it is called: `nftables`.
     pub name: String,

@@ -18,6 +18,7 @@ pub enum Need {
 
 /// A role decides services, secrets and order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Receives everyone's messages and has sleeping machines woken.

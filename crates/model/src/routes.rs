@@ -18,6 +18,7 @@ pub struct RoutingTable {
 
 /// Where messages that match go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Unique in its table; named in logs.
@@ -72,6 +73,7 @@ impl RouteLimits {
 
 /// What a message must be. At least one of the three is given.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MatchRule {
     /// The gateway's port it came in on.
@@ -82,11 +84,13 @@ pub struct MatchRule {
     pub path_prefix: Option<String>,
     /// The network its sender is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub source_cidr: Option<Ipv4Net>,
 }
 
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// The pool.
@@ -99,6 +103,7 @@ pub struct Target {
 
 /// Which instance of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceSelector {
     /// Prefers running, then warm, then sleeping; ties go to the lowest id.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// What an instance is, between acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceState {
     /// Known, but its pool has no image yet.

@@ -71,6 +71,7 @@ pub const WOKEN: &str = "mvm-woken-ms";
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[error("{message}")]
 pub struct ApiError {
     /// What kind of failure.
@@ -91,6 +92,7 @@ impl ApiError {
 
 /// Kinds of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// No such tenant, pool or instance.
@@ -107,6 +109,7 @@ pub enum ErrorCode {
 
 /// How the agent is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AgentInfo {
     /// Version of mvm.
     pub version: String,
@@ -222,6 +225,7 @@ pub enum DeployEvent {
 
 /// What a rollback of a pool did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RolledBack {
     /// The revision that it had.
     pub from: String,
@@ -231,6 +235,7 @@ pub struct RolledBack {
 
 /// What a collection removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Collected {
     /// Bases, by id.
     pub bases: Vec<String>,
@@ -240,6 +245,7 @@ pub struct Collected {
 
 /// What `node scrub` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ScrubReport {
     /// How many bases and snapshots were read.
     pub checked: usize,
@@ -249,6 +255,7 @@ pub struct ScrubReport {
 
 /// Something kept of a machine's memory that is not what was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Damaged {
     /// What: `base 0123…`, or an instance's address.
     pub what: String,
@@ -258,6 +265,7 @@ pub struct Damaged {
 
 /// A line of `tenant list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TenantSummary {
     /// Its id.
     pub id: TenantId,
@@ -273,6 +281,7 @@ pub struct TenantSummary {
 
 /// `tenant info`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TenantInfo {
     /// What `tenant list` says.
     #[serde(flatten)]
@@ -293,6 +302,7 @@ pub struct TenantInfo {
 
 /// A line of `pool list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolSummary {
     /// Its tenant.
     pub tenant: TenantId,
@@ -310,6 +320,7 @@ pub struct PoolSummary {
 
 /// `pool info`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolInfo {
     /// What `pool list` says.
     #[serde(flatten)]
@@ -320,6 +331,7 @@ pub struct PoolInfo {
 
 /// A line of `instance list`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InstanceSummary {
     /// Its tenant.
     pub tenant: TenantId,
@@ -342,6 +354,7 @@ pub struct InstanceSummary {
 
 /// `instance info`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InstanceInfo {
     /// What `instance list` says.
     #[serde(flatten)]
@@ -374,6 +387,7 @@ pub struct InstanceInfo {
 
 /// How a start or wake went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StartReport {
     /// `cold boot`, `clone`, `wake`.
     pub how: String,
@@ -431,6 +445,7 @@ impl Act {
 
 /// What became of an act.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ActDone {
     /// The instance's whole address.
     pub instance: String,
@@ -446,6 +461,7 @@ pub struct ActDone {
 
 /// What was destroyed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Destroyed {
     /// Whole addresses.
     pub destroyed: Vec<String>,
@@ -505,6 +521,7 @@ pub struct ForwardRequest {
 
 /// One entry of a tenant's audit log: each names the hash of the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AuditEntry {
     /// Counts from 1.
     pub seq: u64,
@@ -522,6 +539,7 @@ pub struct AuditEntry {
 
 /// What `net verify` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NetReport {
     /// How many things were looked at.
     pub checked: usize,
@@ -531,6 +549,7 @@ pub struct NetReport {
 
 /// One thing that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NetFinding {
     /// Which: `tap tn3i4 of alice`.
     pub object: String,

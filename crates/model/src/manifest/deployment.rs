@@ -61,6 +61,7 @@ impl RequestedNetwork {
 
 /// A port of the host that leads to a pool's machines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Publish {
     /// The host's address that is listened on.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What mvm needs of a host, and how it is met.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DoctorReport {
     /// Whether nothing is missing that mvm does not work without.
     pub ready: bool,

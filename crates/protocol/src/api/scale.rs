@@ -52,6 +52,7 @@ pub enum ScaleEvent {
 
 /// What a scaling does to an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleAct {
     /// Ends it and removes everything it had.
@@ -66,6 +67,7 @@ pub enum ScaleAct {
 
 /// What became of one instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ScaleOutcome {
     /// Its address.
     pub instance: String,
@@ -83,6 +85,7 @@ pub struct ScaleOutcome {
 
 /// What a scaling came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Scaled {
     /// The pool's address.
     pub pool: String,

@@ -10,6 +10,7 @@ use super::{InstanceSummary, NodeInfo, PoolSummary, StartReport, TenantSummary};
 
 /// How a tenant is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TenantStatus {
     /// What `tenant list` says.
     #[serde(flatten)]
@@ -30,6 +31,7 @@ pub struct TenantStatus {
 
 /// A port of the host that leads to machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortStatus {
     /// Where it is, and where it leads to.
     #[serde(flatten)]
@@ -40,6 +42,7 @@ pub struct PortStatus {
 
 /// How a pool is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PoolStatus {
     /// What `pool list` says.
     #[serde(flatten)]
@@ -50,6 +53,7 @@ pub struct PoolStatus {
 
 /// How a machine is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MachineStatus {
     /// What `instance list` says.
     #[serde(flatten)]
@@ -67,6 +71,7 @@ pub struct MachineStatus {
 
 /// The last message to any machine of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LastMessage {
     /// The machine's address.
     pub instance: String,
@@ -76,6 +81,7 @@ pub struct LastMessage {
 
 /// Wakes from sleep in the last 24 hours.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Wakes {
     /// How many.
     pub count: usize,
@@ -93,6 +99,7 @@ pub struct Wakes {
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Trouble {
     /// What.
     pub what: String,
@@ -102,6 +109,7 @@ pub struct Trouble {
 
 /// How the node is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeStatus {
     /// What `node info` says.
     #[serde(flatten)]
@@ -116,6 +124,7 @@ pub struct NodeStatus {
 
 /// A tenant, in short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DeploymentLine {
     /// Its id.
     pub tenant: TenantId,

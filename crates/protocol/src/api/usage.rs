@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What an instance takes of the host. What only a VMM has is absent where there is none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InstanceStats {
     /// Its tenant.
     pub tenant: TenantId,
@@ -38,6 +39,7 @@ pub struct InstanceStats {
 
 /// A folder and the file system that it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Folder {
     /// Where.
     pub path: String,
@@ -49,6 +51,7 @@ pub struct Folder {
 
 /// `node info`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeInfo {
     /// The host's name.
     pub host: String,
@@ -78,6 +81,7 @@ pub struct NodeInfo {
 
 /// `node stats`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeStats {
     /// Processes that run or wait for the disk, on average over 1, 5 and 15 minutes.
     pub load: [f64; 3],
@@ -99,6 +103,7 @@ pub struct NodeStats {
 
 /// What all VMMs take together.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmmStats {
     /// How many were measured.
     pub count: usize,
@@ -112,6 +117,7 @@ pub struct VmmStats {
 
 /// What the agent takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AgentStats {
     /// Its process.
     pub pid: u32,
@@ -127,6 +133,7 @@ pub struct AgentStats {
 
 /// How long starts of one kind took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StartStats {
     /// `cold boot`, `clone`, `wake`.
     pub how: String,
@@ -140,6 +147,7 @@ pub struct StartStats {
 
 /// How long something takes, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Spread {
     /// Half of them took no longer.
     pub median: f64,
@@ -149,6 +157,7 @@ pub struct Spread {
 
 /// `node disk`: what is under the data folder, by blocks that are really taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeDisk {
     /// The data folder.
     pub data_dir: Folder,
@@ -166,6 +175,7 @@ pub struct NodeDisk {
 
 /// What a tenant's instances take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TenantDisk {
     /// The tenant.
     pub tenant: TenantId,
