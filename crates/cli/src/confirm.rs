@@ -23,13 +23,18 @@ impl Confirmation {
         if self.force {
             return Ok(false);
         }
-        if io::stdin().is_terminal() && io::stderr().is_terminal() {
+        if somebody_can_answer() {
             return Ok(true);
         }
         Err(Failure::Usage(format!(
             "`{command}` destroys for good, and there is no terminal to ask at: add --force"
         )))
     }
+}
+
+/// Whether there is a terminal to ask at.
+pub fn somebody_can_answer() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 /// Tells what will be lost and lets a person type the name of it.

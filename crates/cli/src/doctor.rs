@@ -1,7 +1,7 @@
 //! `mvm doctor`
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use mvm_protocol::api::{AgentInfo, DoctorReport};
 use rustix::process::geteuid;
 
 use crate::clock;
+use crate::confirm::somebody_can_answer;
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, table};
@@ -63,7 +64,7 @@ impl Doctor {
         if !geteuid().is_root() {
             return Err(Failure::NotDone("only root can mend a host: `sudo mvm doctor --fix`".to_owned()));
         }
-        if !self.yes && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        if !self.yes && !somebody_can_answer() {
             let why = "there is no terminal to ask at: add -y to have everything run that mends";
             return Err(Failure::Usage(why.to_owned()));
         }

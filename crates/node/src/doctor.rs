@@ -82,7 +82,7 @@ fn data_folder(folder: &Path) -> Requirement {
             let lost = format!("{found}: that is memory, and a reboot loses all of it");
             Requirement::warning(DATA, lost, "choose a folder on a disk by --data-dir or MVM_DATA_DIR")
         }
-        ..GOOD_DISK => {
+        LEAST_DISK..GOOD_DISK => {
             Requirement::warning(DATA, format!("{found}; machines' disks and snapshots need more"), larger)
         }
         _ => Requirement::ok(DATA, found),
