@@ -15,8 +15,8 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::node::{folder, memory};
 use crate::output::{Output, properties, table};
-use crate::view::{by_state, counted, list, state_cell};
 use crate::screen;
+use crate::view::{by_state, counted, list, state_cell};
 
 /// A page about one deployment, or about the node: what runs, what happened last, what is wrong and what helps
 ///

@@ -24,14 +24,17 @@ pub(super) struct Document {
 
 /// One key of a deployment that is another in the next one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Difference {
     /// What it is a key of: `alice`, `alice/workers`, `published port 127.0.0.1:8080`, `route echo`.
     pub what: String,
     /// The manifest's key.
     pub key: String,
     /// What it is, if anything.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Value"))]
     pub from: Option<Value>,
     /// What it will be, if anything.
+    #[cfg_attr(feature = "schema", schemars(with = "serde_json::Value"))]
     pub to: Option<Value>,
 }
 
