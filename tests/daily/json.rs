@@ -64,6 +64,9 @@ fn every_answer_is_as_it_is_documented() {
     let path = lab.file("deployment.toml", &manifest);
     schema.fits(&lab, &format!("deploy {}", path.display()), 1);
     assert_eq!(lab.get(8080, "/").status, 200);
+    let dry = manifest.replace("max_running = 8", "max_running = 9");
+    let dry = lab.file("dry.toml", &dry);
+    schema.fits(&lab, &format!("deploy --dry-run {}", dry.display()), 1);
     for command in ["sleep", "wake", "warm", "resume", "sleep"] {
         schema.fits(&lab, &format!("instance {command} alice/workers"), 2);
     }
@@ -75,6 +78,12 @@ fn every_answer_is_as_it_is_documented() {
         "pool info alice/gateways",
         "pool build alice/workers",
         "pool gc alice/workers",
+        "tenant create bob",
+        "tenant update bob --max-running 3",
+        "pool create bob/workers --image minimal --vcpus 1 --mem-mib 256",
+        "pool update bob/workers --vcpus 2",
+        "instance create bob/workers",
+        "pool destroy bob/workers --force",
         "instance list",
         "instance info alice/workers",
         "instance info alice/gateways",
@@ -92,6 +101,9 @@ fn every_answer_is_as_it_is_documented() {
     ] {
         schema.fits(&lab, command, 2);
     }
+    let copied = lab.file("copied", "").display().to_string();
+    let running = lab.instances("alice/gateways").remove(0);
+    schema.fits(&lab, &format!("instance cp {running}:/etc/hostname {copied}"), 2);
     for command in ["status", "status alice", "doctor", "events alice"] {
         schema.fits(&lab, command, 1);
     }

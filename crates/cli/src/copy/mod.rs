@@ -84,12 +84,19 @@ impl std::str::FromStr for Side {
 
 /// What was copied, as a result.
 #[derive(Debug, Serialize)]
-struct Done {
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Copied"))]
+pub struct Done {
+    /// Where from, as it was named.
     from: String,
+    /// Where to, as it was named.
     to: String,
+    /// Files that were copied.
     files: u64,
+    /// Folders that were made.
     folders: u64,
+    /// Links that were made.
     links: u64,
+    /// What the files hold.
     bytes: u64,
 }
 
