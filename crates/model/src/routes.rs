@@ -34,6 +34,7 @@ pub struct Route {
 
 /// What one request on a route may take. What is absent is as the gateway has it by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RouteLimits {
     /// From its head to the last byte of its answer, a wake included; not for what follows an upgrade.
