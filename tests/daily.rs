@@ -35,6 +35,9 @@ mod json;
 #[path = "daily/logs.rs"]
 mod logs;
 
+#[path = "daily/package.rs"]
+mod package;
+
 #[path = "daily/reboot.rs"]
 mod reboot;
 

@@ -9,6 +9,7 @@
 mod build;
 mod cleanup;
 mod crash;
+mod debian;
 mod echo;
 mod http;
 #[path = "../../../crates/node/src/kill_point/table.rs"]
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 pub use cleanup::remove as remove_lab;
 pub use crash::{answered, assert_tidy, die_in, kill_at, stop_in};
+pub use debian::{Debian, package};
 pub use echo::{Echo, echo, echo_image, now};
 pub use http::{Connection, Response};
 pub use kill_point::KillPoint;
