@@ -117,7 +117,7 @@ impl Host {
         let HostConfig { data_dir, run_dir } = config;
         let data = data_dir.canonicalize().map_err(HostError::at(&data_dir))?;
         let paths = Paths { data, run: run_dir };
-        for folder in [paths.instances(), paths.runs(), paths.bases(), paths.nameless()] {
+        for folder in [paths.instances(), paths.restores(), paths.runs(), paths.bases(), paths.nameless()] {
             std::fs::create_dir_all(&folder).map_err(HostError::at(&folder))?;
         }
         let tag = NodeTag::of_data_folder(&paths.data);
@@ -169,6 +169,7 @@ impl Host {
             | Request::VerifyNetwork(_)
             | Request::Admit { .. }
             | Request::MakeDisk { .. }
+            | Request::ReplaceDisk(_)
             | Request::RemoveMachine(_)
             | Request::DiscardSnapshot(_)
             | Request::DiscardOwn(_)
@@ -218,8 +219,8 @@ impl Host {
                 Ok(Reply::MemoryUsage(self.running(instance)?.machine.memory_usage().await?))
             }
             Request::End { instance, process } => done(self.end_vmm(instance, process).await),
-            Request::RemoveStrays { instances, networks, bases } => {
-                done(self.end_strays(instances, networks, bases).await)
+            Request::RemoveStrays { instances, restores, networks, bases } => {
+                done(self.end_strays(instances, restores, networks, bases).await)
             }
         }
     }
@@ -308,6 +309,7 @@ impl Inner {
                 self.tenants.one_at_a_time(network.net_id, || self.networks.admit(&network, &port))?;
             }
             Request::MakeDisk { instance, mib } => self.make_disk(instance, mib)?,
+            Request::ReplaceDisk(instance) => self.replace_disk(instance)?,
             Request::RemoveMachine(instance) => {
                 remove_folder(&self.paths.run_of(instance))?;
                 remove_folder(&self.paths.data_of(instance))?;
@@ -336,12 +338,6 @@ impl Inner {
             _ => return Err(HostError::Confused),
         }
         Ok(Reply::Done)
-    }
-
-    fn make_disk(&self, instance: InstanceId, mib: u64) -> Result<(), HostError> {
-        let folder = self.paths.data_of(instance);
-        std::fs::create_dir_all(&folder).map_err(HostError::at(&folder))?;
-        Ok(mvm_image::disk::create_data_disk(&self.paths.disk_of(instance), mib)?)
     }
 
     fn console_of(&self, instance: InstanceId) -> PathBuf {

@@ -1,8 +1,9 @@
 //! The privileged hands of an agent: they launch and end machines, make disks and networks, build images.
 //!
 //! Nothing here decides; the agent does, and asks by a [`Request`]. Requests and replies can be serialized, so that the
-//! hands can move into a process of their own. Three things hand over more than data and stand beside them: events of
-//! machines that ended, connections into a tenant's namespace, and a build's progress.
+//! hands can move into a process of their own. Some things hand over more than data and stand beside them: events of
+//! machines that ended, connections into a tenant's namespace, and a build's progress; and so do data disks that are read or
+//! written as files.
 //!
 //! | module | holds |
 //! |---|---|
@@ -14,11 +15,13 @@
 //! | `spares` | VMMs started ahead |
 //! | `nameless` | what VMMs are called that are no instance's yet |
 //! | `rest` | whether what is kept of machines' memory is whole |
+//! | `disks` | data disks: made, read, replaced |
 //! | `strays` | what an earlier agent left that nobody owns |
 //! | [`requirements`] | what all of it needs of this host, before there is an agent too |
 //! | `paths` | where things are |
 
 mod bases;
+mod disks;
 mod engine;
 mod error;
 mod host;
@@ -33,6 +36,7 @@ mod spares;
 mod strays;
 
 pub use bases::BaseLaunch;
+pub use disks::NewDisk;
 pub use error::HostError;
 pub use host::{Host, HostConfig, HostEvent, MachineEnded, boot_id, group_id};
 pub use mvm_image::{BuildStep, ImageSource};

@@ -5,6 +5,7 @@
 //! <data>/instances/<id>/    data.img, snapshot/   <run>/m/<instance>/launch.json
 //!                           own/                  of one whose memory is too much to be copied at each wake
 //! <data>/bases/<id>/        what machines begin from
+//! <data>/restores/<id>      a data disk that an instance is to have in the place of its own
 //! <data>/engine.json        what was found out about the VMM
 //! <run>/s/<name>/           VMMs started ahead, and machines that are to become bases
 //! ```
@@ -40,6 +41,15 @@ impl Paths {
 
     pub(crate) fn disk_of(&self, instance: InstanceId) -> PathBuf {
         self.data_of(instance).join("data.img")
+    }
+
+    pub(crate) fn restores(&self) -> PathBuf {
+        self.data.join("restores")
+    }
+
+    /// The data disk that an instance is to have in the place of its own.
+    pub(crate) fn restore_of(&self, instance: InstanceId) -> PathBuf {
+        self.restores().join(instance.to_string())
     }
 
     pub(crate) fn snapshot_of(&self, instance: InstanceId) -> PathBuf {

@@ -44,6 +44,8 @@ pub enum Request {
         /// Its size; 0 makes the empty device.
         mib: u64,
     },
+    /// Give an instance the data disk that was kept for it, in the place of its own if it has one.
+    ReplaceDisk(InstanceId),
     /// Remove an instance's files.
     RemoveMachine(InstanceId),
     /// Start a VMM. Its guest waits.
@@ -150,6 +152,8 @@ pub enum Request {
     RemoveStrays {
         /// Instances there are, with their VMMs.
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
+        /// Those of them that are to have another data disk.
+        restores: Vec<InstanceId>,
         /// Networks there are.
         networks: Vec<NetId>,
         /// Bases there are.
@@ -321,6 +325,12 @@ impl Host {
         ask!(self, Request::MakeDisk { instance, mib }, Reply::Done => ())
     }
 
+    /// Gives an instance the data disk that was kept for it; nothing to do where it has it already. Only while nothing uses
+    /// its own.
+    pub async fn replace_disk(&self, instance: InstanceId) -> Result<(), HostError> {
+        ask!(self, Request::ReplaceDisk(instance), Reply::Done => ())
+    }
+
     /// Removes an instance's files.
     pub async fn remove_machine(&self, instance: InstanceId) -> Result<(), HostError> {
         ask!(self, Request::RemoveMachine(instance), Reply::Done => ())
@@ -485,10 +495,11 @@ impl Host {
     pub async fn remove_strays(
         &self,
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
+        restores: Vec<InstanceId>,
         networks: Vec<NetId>,
         bases: Vec<String>,
     ) -> Result<(), HostError> {
-        ask!(self, Request::RemoveStrays { instances, networks, bases }, Reply::Done => ())
+        ask!(self, Request::RemoveStrays { instances, restores, networks, bases }, Reply::Done => ())
     }
 
     /// The Unix socket of a machine's control channel.

@@ -14,6 +14,7 @@ impl Host {
     pub(crate) async fn end_strays(
         &self,
         instances: Vec<(InstanceId, Option<ProcessIdentity>)>,
+        restores: Vec<InstanceId>,
         networks: Vec<NetId>,
         bases: Vec<String>,
     ) -> Result<(), HostError> {
@@ -33,6 +34,8 @@ impl Host {
                 remove_unknown(&folder, &ids)?;
             }
             remove_unknown(&inner.paths.bases(), &bases.into_iter().collect())?;
+            let restores = restores.into_iter().map(|id| id.to_string()).collect();
+            remove_unknown(&inner.paths.restores(), &restores)?;
             let mut named = BTreeSet::new();
             for id in running {
                 match inner.launched(id) {
@@ -109,10 +112,14 @@ fn remove_unknown(folder: &Path, known: &BTreeSet<String>) -> Result<(), HostErr
         let unknown = entry.file_name().to_str().is_some_and(|name| !known.contains(name));
         if unknown {
             tracing::warn!(path = %entry.path().display(), "removing files that nothing refers to");
-            remove_folder(&entry.path())?;
+            remove(&entry.path())?;
         }
     }
     Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), HostError> {
+    if path.is_dir() { remove_folder(path) } else { std::fs::remove_file(path).map_err(HostError::at(path)) }
 }
 
 #[cfg(test)]
