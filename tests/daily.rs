@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "daily/backup.rs"]
+mod backup;
+
 #[path = "daily/commands.rs"]
 mod commands;
 

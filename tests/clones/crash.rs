@@ -16,13 +16,19 @@ const fn table(point: KillPoint) -> &'static str {
         | StartReady | StartCommitted => "clone",
         WarmBegun | WarmPaused | ResumeBegun => "warm",
         BaseLaunched | BaseWritten | BaseCommitted => "base",
-        // They use no memory that is kept: tests/first_light.
+        // They use no memory that is kept, or no other than these: tests/first_light, tests/daily.
         DeployDisksMade
         | DeployCommitted
         | DeployNetworkMade
         | StopBegun
         | StopShutDown
         | StopEnded
+        | BackupAsleep
+        | RestoreKept
+        | RestoreBegun
+        | RestoreStopped
+        | RestoreReplaced
+        | RestoreCommitted
         | DestroyMarked
         | DestroyBegun
         | DestroyEnded

@@ -5,7 +5,7 @@ use mvm_harness::{Echo, Lab, Terminal, assert_tidy, kill_at};
 use crate::shell::{MANIFEST, POOL};
 
 /// Types a name at the question of a command; what the question said, and the exit code.
-fn answer(lab: &Lab, command: &[&str], losses: &[&str], name: &str) -> i32 {
+pub fn answer(lab: &Lab, command: &[&str], losses: &[&str], name: &str) -> i32 {
     let mut terminal = Terminal::open(lab, command, (160, 40));
     for loss in losses {
         terminal.wait_for(loss);

@@ -28,6 +28,8 @@ const fn act(point: KillPoint) -> &'static str {
         | DestroyNetworkRemoved => "destroy",
         // tests/daily
         PoolDestroyMarked | PoolDestroyMachinesGone => "pool-destroy",
+        BackupAsleep => "backup",
+        RestoreKept | RestoreBegun | RestoreStopped | RestoreReplaced | RestoreCommitted => "restore",
     }
 }
 

@@ -77,6 +77,12 @@ impl InstanceAddress {
         Self(InstanceRef { tenant: tenant.clone(), pool: pool.clone(), prefix: id.to_string() })
     }
 
+    /// The pool, where nothing but that is named.
+    pub fn pool(&self) -> Option<PoolAddress> {
+        let InstanceRef { tenant, pool, prefix } = &self.0;
+        prefix.is_empty().then(|| PoolAddress { tenant: tenant.clone(), pool: pool.clone() })
+    }
+
     /// Its path in the agent's API.
     pub fn path(&self) -> String {
         let InstanceRef { tenant, pool, prefix } = &self.0;

@@ -100,6 +100,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 44);
+        assert_eq!(leaves, 46);
     }
 }

@@ -5,6 +5,7 @@ use mvm_model::manifest::ChangeOf;
 use mvm_protocol::api::{Act, ActDone, DeployMode, Destroyed, InstanceInfo, InstanceSummary, StartReport};
 
 use crate::address::{InstanceAddress, Owner, PoolAddress};
+use crate::backup::{Backup, Restore};
 use crate::change;
 use crate::clock;
 use crate::confirm::{self, Confirmation};
@@ -65,6 +66,8 @@ pub enum Instance {
     Logs(Logs),
     Cp(Copy),
     Forward(Forward),
+    Backup(Backup),
+    Restore(Restore),
     /// Destroy it, its data disk included
     Destroy {
         /// The instance and how to write the result
@@ -123,6 +126,8 @@ impl Instance {
             Instance::Logs(logs) => return logs.run(connection).await,
             Instance::Cp(copy) => return copy.run(connection).await,
             Instance::Forward(forward) => return forward.run(connection).await,
+            Instance::Backup(backup) => return backup.run(connection).await,
+            Instance::Restore(restore) => return restore.run(connection).await,
             Instance::Destroy { one, confirmation } => one.destroy(connection, confirmation).await?,
         }
         Ok(0)

@@ -1,4 +1,4 @@
-//! What goes with a tenant, a pool or an instance that is destroyed.
+//! What goes with a tenant, a pool or an instance that is destroyed, or restored from a backup.
 
 use mvm_model::PoolId;
 use mvm_protocol::api::{InstanceStats, TenantInfo};
@@ -50,6 +50,16 @@ pub async fn of_pool(client: &Client, pool: &PoolAddress) -> Result<String, Fail
 pub async fn of_instance(client: &Client, instance: &InstanceAddress) -> Result<String, Failure> {
     let stats: Vec<InstanceStats> = client.get(&format!("{}/stats", instance.path())).await?;
     Ok(format!("This destroys {}", stats.iter().map(line).collect::<Vec<_>>().join("\n")))
+}
+
+/// Of an instance that is given another data disk.
+///
+/// # Errors
+/// What the agent says.
+pub async fn of_disk(client: &Client, instance: &InstanceAddress) -> Result<String, Failure> {
+    let stats: Vec<InstanceStats> = client.get(&format!("{}/stats", instance.path())).await?;
+    let lines: Vec<_> = stats.iter().map(line).collect();
+    Ok(format!("This replaces what is on the data disk, and ends what is in memory, of {}", lines.join("\n")))
 }
 
 fn instances(stats: &[InstanceStats]) -> Vec<String> {

@@ -8,9 +8,10 @@
 //! | [`client`], [`lines`] | HTTP over its socket |
 //! | [`output`], [`view`], [`clock`] | tables, JSON, YAML |
 //! | [`failure`] | why a command was not done, and the exit code that says so |
+//! | [`interrupt`] | signals that end a command |
 //! | [`serve`] | the agent in this process |
 //! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events`, `doctor`, `status` | one noun or verb each |
-//! | `scale`, `stats`, `exec`, `copy`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
+//! | `scale`, `stats`, `exec`, `copy`, `backup`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
 //! | `screen` | a page that stays on a terminal |
 //! | `completions`, `man` | what shells and manuals know of all commands |
 //! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
@@ -20,6 +21,7 @@ mod address;
 mod agent;
 mod args;
 mod background;
+mod backup;
 mod change;
 mod client;
 mod clock;
@@ -36,6 +38,7 @@ mod exec;
 mod failure;
 mod forward;
 mod instance;
+mod interrupt;
 mod lines;
 mod logs;
 mod loss;

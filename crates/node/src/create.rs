@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use futures::StreamExt;
+use mvm_host::NewDisk;
 use mvm_model::{InstanceId, PoolId};
 use mvm_protocol::api::{ApiError, ErrorCode};
 
 use crate::agent::Agent;
-use crate::store::{self, Goal, InstanceRow, NewInstance, Place, TenantRow};
+use crate::store::{self, Audit, Goal, InstanceRow, NewInstance, Place, TenantRow};
 
 /// Disks that are made at once.
 const DISKS: usize = 4;
@@ -52,6 +53,34 @@ pub async fn make_disks(agent: &Agent, disks: Vec<(InstanceId, u64)>) -> Result<
     // All come to their end, also behind one that failed: what is still being made could not be removed.
     let made: Vec<_> = futures::stream::iter(making).buffer_unordered(DISKS).collect().await;
     made.into_iter().collect::<Result<(), _>>().map_err(failed)
+}
+
+/// A data disk that an instance to be begins with, in the place of an empty one.
+#[derive(Debug)]
+pub struct GivenDisk {
+    /// The disk.
+    pub disk: NewDisk,
+    /// Whose it was: an instance of the same id has it, where there is none.
+    pub id: InstanceId,
+    /// Where it comes from, in words.
+    pub from: String,
+}
+
+/// The instance to be that begins with a given disk is called after whose that was.
+pub fn name_after(agent: &Agent, instance: &mut NewInstance, given: &GivenDisk) {
+    if agent.machine(given.id).is_none() {
+        instance.id = given.id;
+    }
+}
+
+/// Gives an instance to be its disk; what is to be said about it.
+///
+/// # Errors
+/// Where it could not be; [`remove_disks`] removes what there is of it.
+pub async fn give_disk(agent: &Agent, instance: &NewInstance, given: GivenDisk) -> Result<Audit, ApiError> {
+    agent.hands.keep_disk(given.disk, instance.id).await.map_err(failed)?;
+    agent.hands.replace_disk(instance.id).await.map_err(failed)?;
+    Ok(Audit::new(instance.address(), "InstanceRestored", given.from))
 }
 
 /// Removes what was made for instances that are not to be after all.

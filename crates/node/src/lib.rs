@@ -13,6 +13,7 @@
 //! | [`denials`] | how many of them are audited when they may not be |
 //! | [`publish`] | ports of the host that lead to machines |
 //! | [`deploy`] | from a manifest to what is there |
+//! | [`backup`] | data disks to files and back |
 //! | [`create`] | ids, addresses, uids and disks for new instances |
 //! | [`scale`] | a pool brought to its counts |
 //! | [`status`] | wakes, messages, what is wrong |
@@ -26,6 +27,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod backup;
 pub mod bases;
 pub mod create;
 pub mod denials;

@@ -168,8 +168,11 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
         })
         .await?;
     let known = instances.iter().map(|row| (row.id, row.process.clone())).collect();
+    let restores =
+        instances.iter().filter(|row| row.intent == Some(store::Intent::Restore)).map(|row| row.id).collect();
     let networks = tenants.iter().map(|tenant| tenant.net_id).collect();
-    agent.hands.remove_strays(known, networks, bases.into_iter().map(|base| base.id).collect()).await?;
+    let bases = bases.into_iter().map(|base| base.id).collect();
+    agent.hands.remove_strays(known, restores, networks, bases).await?;
     for tenant in tenants.iter().filter(|tenant| !tenant.doomed) {
         // One tenant's trouble is not the others'.
         if let Err(error) = agent.hands.ensure_network(agent.network_of(tenant)).await {

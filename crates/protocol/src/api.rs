@@ -21,6 +21,9 @@
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/logs` | [`LogsRequest`], upgrade to [`UPGRADE`] → records |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/copy` | [`CopyRequest`], upgrade to [`UPGRADE`] → records as of [`GuestRequest::Copy`](crate::control::GuestRequest::Copy) |
 //! | `POST /v1/instances/{tenant}/{pool}/{instance}/forward` | [`ForwardRequest`], upgrade to [`UPGRADE`] → records of one connection |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/backup` | [`BackupRequest`], upgrade to [`UPGRADE`] → records, with [`BackupNote`]s |
+//! | `POST /v1/instances/{tenant}/{pool}/{instance}/restore` | [`RestoreRequest`], upgrade to [`UPGRADE`] → records, with [`BackupNote`]s |
+//! | `POST /v1/pools/{tenant}/{pool}/restore` | the same for one more instance of the pool |
 //! | `GET /v1/instances/{tenant}/{pool}/{instance}/stats` | → [`InstanceStats`], of one |
 //! | `DELETE /v1/instances/{tenant}/{pool}/{instance}` | → [`Destroyed`] |
 //! | `GET /v1/stats?tenant=&pool=` | → [`InstanceStats`], measured over half a second |
@@ -36,6 +39,7 @@
 //! `{instance}` is an id, a unique prefix of one, or `-` for the only instance of a pool. Whatever fails answers
 //! with a status of 4xx or 5xx and an [`ApiError`].
 
+mod backup;
 mod doctor;
 mod scale;
 mod status;
@@ -50,6 +54,7 @@ use mvm_model::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use backup::{BackedUp, BackupNote, BackupRequest, RestoreRequest, Restored};
 pub use doctor::DoctorReport;
 pub use scale::{ScaleAct, ScaleEvent, ScaleOutcome, ScaleRequest, Scaled};
 pub use status::{
@@ -64,7 +69,7 @@ pub use usage::{
 use crate::SecretBytes;
 use crate::control::{CopyDirection, TerminalSize};
 
-/// The protocol that exec, logs, copy and forward upgrade to: [`crate::record`]s.
+/// The protocol that exec, logs, copy, forward, backup and restore upgrade to: [`crate::record`]s.
 pub const UPGRADE: &str = "mvm-records";
 /// The header of an upgrade that says how long the machine took to wake for it, in milliseconds.
 pub const WOKEN: &str = "mvm-woken-ms";

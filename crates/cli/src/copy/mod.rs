@@ -12,13 +12,13 @@ use mvm_protocol::control::{CopyDirection, CopyNote};
 use mvm_protocol::record::{self, Record};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::address::InstanceAddress;
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::exec::tell_woken;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::output::Output;
 use crate::view;
 
@@ -157,12 +157,7 @@ impl Copy {
 
 /// A signal that ends the copy.
 async fn signaled() -> Result<Infallible, Ended> {
-    let watch = |kind| signal(kind).map_err(|error| Failure::io("cannot watch for signals", error));
-    let (mut interrupt, mut terminate) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => Err(Ended::Signal(2)),
-        _ = terminate.recv() => Err(Ended::Signal(15)),
-    }
+    Err(Ended::Signal(interrupt::signaled().await?))
 }
 
 /// Opens the stream of a copy.

@@ -68,6 +68,8 @@ fn answers() -> Vec<Answer> {
         one::<api::ActDone>("mvm instance resume"),
         noted(list::<api::InstanceStats>("mvm instance stats"), "Also of one instance."),
         one::<crate::copy::Done>("mvm instance cp"),
+        noted(one::<crate::backup::Made>("mvm instance backup"), "None where it goes to standard output."),
+        one::<api::Restored>("mvm instance restore"),
         one::<api::Destroyed>("mvm instance destroy"),
         one::<api::AgentInfo>("mvm agent status"),
         one::<api::NodeInfo>("mvm node info"),

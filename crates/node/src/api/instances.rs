@@ -55,6 +55,7 @@ pub(super) fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSumma
         Intent::Resume => "resuming",
         Intent::Sleep => "going to sleep",
         Intent::Stop => "stopping",
+        Intent::Restore => "being restored",
         Intent::Destroy => "being destroyed",
     });
     InstanceSummary {

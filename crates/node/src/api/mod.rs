@@ -1,5 +1,6 @@
 //! HTTP over the agent's Unix socket. What the paths are is listed in [`mvm_protocol::api`].
 
+mod backup;
 mod instances;
 mod logs;
 mod node;
@@ -68,6 +69,9 @@ pub async fn serve(
         .route("/v1/instances/{tenant}/{pool}/{instance}/copy", post(streams::copy))
         .route("/v1/instances/{tenant}/{pool}/{instance}/forward", post(streams::forward))
         .route("/v1/instances/{tenant}/{pool}/{instance}/logs", post(logs::show))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/backup", post(backup::back_up))
+        .route("/v1/instances/{tenant}/{pool}/{instance}/restore", post(backup::restore))
+        .route("/v1/pools/{tenant}/{pool}/restore", post(backup::restore_new))
         .route("/v1/instances/{tenant}/{pool}/{instance}/stats", get(stats::instance))
         .route("/v1/instances/{tenant}/{pool}/{instance}/{act}", post(instances::act))
         .fallback(no_such_path)

@@ -14,13 +14,18 @@ use super::secrets::{Sealed, Secrets};
 use super::wish::{Request, Wish};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
-use crate::create;
+use crate::create::{self, GivenDisk};
 use crate::kill_point::{KillPoint, reached};
 use crate::publish::Bound;
 use crate::store::{self, Audit, NewInstance, TenantRow};
 
 /// Applies what is wanted and counts the changes.
-pub async fn apply(agent: &Arc<Agent>, request: Request, events: &Events) -> Result<usize, ApiError> {
+pub async fn apply(
+    agent: &Arc<Agent>,
+    request: Request,
+    given: Option<GivenDisk>,
+    events: &Events,
+) -> Result<usize, ApiError> {
     request.check()?;
     let _changing = agent.changing.lock().await;
     preflight(agent).await?;
@@ -46,7 +51,7 @@ pub async fn apply(agent: &Arc<Agent>, request: Request, events: &Events) -> Res
     if events.is_abandoned() {
         return Err(failed("the deployment was abandoned before anything was made"));
     }
-    let tenant = commit(agent, &wanted, &present, &plan, &secrets).await?;
+    let tenant = commit(agent, &wanted, &present, &plan, given, &secrets).await?;
     reached(KillPoint::DeployCommitted);
     bring_about(agent, &wanted, &tenant, &plan, bound, events).await?;
     let outdated = if mode.restart { plan.outdated.as_slice() } else { &[] };
@@ -136,13 +141,17 @@ async fn commit(
     wanted: &Deployment,
     present: &Present,
     plan: &Plan,
+    given: Option<GivenDisk>,
     secrets: &Secrets,
 ) -> Result<TenantRow, ApiError> {
     let tenant = tenant_row(agent, wanted, present, plan).await?;
     let new = plan.instances.iter().map(|(spec, goal)| (spec.id.clone(), Some(*goal))).collect();
-    let instances = create::instances(agent, &tenant, &present.instances, new).await?;
+    let mut instances = create::instances(agent, &tenant, &present.instances, new).await?;
+    if let (Some(given), Some(first)) = (&given, instances.first_mut()) {
+        create::name_after(agent, first, given);
+    }
     let ids: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
-    let committed = commit_with_disks(agent, &tenant, plan, instances, secrets).await;
+    let committed = commit_with_disks(agent, &tenant, plan, instances, given, secrets).await;
     if committed.is_err() {
         create::remove_disks(agent, ids).await;
     }
@@ -155,15 +164,21 @@ async fn commit_with_disks(
     tenant: &TenantRow,
     plan: &Plan,
     instances: Vec<NewInstance>,
+    given: Option<GivenDisk>,
     secrets: &Secrets,
 ) -> Result<(), ApiError> {
     let sizes = plan.instances.iter().map(|(spec, _)| spec.resources.data_disk_mib);
-    let disks = instances.iter().map(|instance| instance.id).zip(sizes).collect();
+    let mut disks: Vec<_> = instances.iter().map(|instance| instance.id).zip(sizes).collect();
+    let mut restored = None;
+    if let (Some(given), Some(first)) = (given, instances.first()) {
+        disks.remove(0);
+        restored = Some(create::give_disk(agent, first, given).await?);
+    }
     create::make_disks(agent, disks).await?;
     reached(KillPoint::DeployDisksMade);
     let sealed = secrets.seal(agent, tenant).await?;
-    let audits: Vec<Audit> =
-        plan.changes.iter().map(|(what, how)| Audit::new(what, "Deployed", how.clone())).collect();
+    let deployed = plan.changes.iter().map(|(what, how)| Audit::new(what, "Deployed", how.clone()));
+    let audits: Vec<Audit> = deployed.chain(restored).collect();
     let (row, pools) = (tenant.clone(), plan.pools.clone());
     agent
         .store

@@ -23,6 +23,8 @@ pub use begin::refresh;
 pub use images::build_image;
 pub use wish::{Request, deployment};
 
+pub use crate::create::GivenDisk;
+
 use std::sync::Arc;
 
 use mvm_model::manifest::Problem;
@@ -65,7 +67,12 @@ impl Events {
 
 /// Makes a tenant as it is wanted. The last event is `Done` or `Failed`.
 pub async fn deploy(agent: Arc<Agent>, request: Request, events: Events) {
-    let last = match apply::apply(&agent, request, &events).await {
+    deploy_with(agent, request, None, events).await;
+}
+
+/// The same; where an instance is made, the first has the data disk that is given.
+pub async fn deploy_with(agent: Arc<Agent>, request: Request, given: Option<GivenDisk>, events: Events) {
+    let last = match apply::apply(&agent, request, given, &events).await {
         Ok(changes) => DeployEvent::Done { changes },
         Err(error) => DeployEvent::Failed { error },
     };

@@ -93,6 +93,18 @@ kill_points! {
     StopShutDown = "stop:shut-down",
     /// VMM, port and snapshot are gone; that it is stopped is not committed.
     StopEnded = "stop:ended",
+    /// It sleeps for its backup, and is not woken again.
+    BackupAsleep = "backup:asleep",
+    /// The disk that it is to have is whole and kept, the intent is not committed.
+    RestoreKept = "restore:kept",
+    /// The intent to replace its disk is committed; it may still run.
+    RestoreBegun = "restore:begun",
+    /// It has ended, and has its old disk.
+    RestoreStopped = "restore:stopped",
+    /// It has its new disk; that is not committed.
+    RestoreReplaced = "restore:replaced",
+    /// That it has its new disk is committed; it is not started again.
+    RestoreCommitted = "restore:committed",
     /// The tenant is marked, its ports are open still.
     DestroyMarked = "destroy:marked",
     /// The intent to destroy an instance is committed.

@@ -9,10 +9,12 @@
 //! one wake: the first wakes it, the others find it running. And a message that arrives while its machine goes to
 //! sleep finds it asleep, and wakes it.
 
+mod backup;
 mod came_up;
 mod come_up;
 mod lease;
 mod recover;
+mod restore;
 mod sleep;
 mod start;
 mod stop;
@@ -22,11 +24,12 @@ mod warm;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mvm_host::{MachineEnded, ProcessIdentity};
+use mvm_host::{MachineEnded, NewDisk, ProcessIdentity};
 use mvm_model::state::Refused;
 use mvm_model::{InstanceId, InstanceState, RestartPolicy};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use backup::{BackupEnd, DiskRead};
 pub use came_up::CameUp;
 pub use lease::Lease;
 pub use task::spawn;
@@ -103,6 +106,9 @@ pub enum Outcome {
     Already,
 }
 
+/// Where an act says what it is doing.
+pub type Said = mpsc::UnboundedSender<String>;
+
 type Reply<T> = oneshot::Sender<Result<T, ActError>>;
 
 /// What is asked of a machine's task.
@@ -127,6 +133,16 @@ enum Command {
     },
     Restart {
         reply: Reply<Outcome>,
+    },
+    Backup {
+        said: Said,
+        reply: Reply<DiskRead>,
+    },
+    Restore {
+        disk: NewDisk,
+        from: String,
+        said: Said,
+        reply: Reply<InstanceState>,
     },
     Destroy {
         reply: Reply<()>,
@@ -197,7 +213,9 @@ impl Run {
                 return Stay::Gone;
             }
             match view.act {
-                Some(Intent::Sleep | Intent::Warm | Intent::Stop | Intent::Destroy) => Stay::Leaving,
+                Some(Intent::Sleep | Intent::Warm | Intent::Stop | Intent::Restore | Intent::Destroy) => {
+                    Stay::Leaving
+                }
                 Some(Intent::Start | Intent::Wake | Intent::Resume) | None => Stay::Stays,
             }
         };
@@ -219,6 +237,8 @@ impl std::fmt::Debug for Command {
             Command::Warm { .. } => "Warm",
             Command::Stop { .. } => "Stop",
             Command::Restart { .. } => "Restart",
+            Command::Backup { .. } => "Backup",
+            Command::Restore { .. } => "Restore",
             Command::Destroy { .. } => "Destroy",
             Command::Session { .. } => "Session",
             Command::Settled { .. } => "Settled",
@@ -275,6 +295,23 @@ impl Machine {
     /// [`ActError`].
     pub async fn restart(&self) -> Result<Outcome, ActError> {
         self.ask(|reply| Command::Restart { reply }).await
+    }
+
+    /// Has its data disk hold still to be read, putting it to sleep for it where it runs or is paused. It is again as it
+    /// was when the disk is let go of.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn back_up(&self, said: Said) -> Result<DiskRead, ActError> {
+        self.ask(|reply| Command::Backup { said, reply }).await
+    }
+
+    /// Gives it another data disk, which comes from somewhere, and starts it anew if it was up; it is again as it was.
+    ///
+    /// # Errors
+    /// [`ActError`].
+    pub async fn restore(&self, disk: NewDisk, from: String, said: Said) -> Result<InstanceState, ActError> {
+        self.ask(|reply| Command::Restore { disk, from, said, reply }).await
     }
 
     /// Ends it and removes everything it had.

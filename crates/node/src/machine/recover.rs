@@ -28,6 +28,7 @@ impl Task {
             // The agent destroys it anew once every machine is known.
             Some(Intent::Destroy) => return,
             Some(Intent::Stop) => self.recover_stop().await,
+            Some(Intent::Restore) => self.recover_restore().await,
             Some(Intent::Sleep) => self.recover_sleep().await,
             Some(Intent::Warm) => self.recover_warm().await,
             Some(Intent::Resume) => match self.adopt().await {
@@ -85,8 +86,20 @@ impl Task {
 
     /// The stop goes on, in order where the guest still listens.
     async fn recover_stop(&mut self) {
-        let orderly = self.row.state.has_vmm() && self.adopt().await.is_ok() && self.shut_down_again().await;
+        let orderly = self.shut_down_found().await;
         self.finish_stop(orderly).await;
+    }
+
+    /// The disk that it is to have was whole before the act began.
+    async fn recover_restore(&mut self) {
+        self.shut_down_found().await;
+        if let Err(error) = self.finish_restore().await {
+            tracing::error!(instance = %self.row.address(), %error, "its data disk was not replaced");
+        }
+    }
+
+    async fn shut_down_found(&mut self) -> bool {
+        self.row.state.has_vmm() && self.adopt().await.is_ok() && self.shut_down_again().await
     }
 
     async fn shut_down_again(&mut self) -> bool {

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use mvm_model::{InstanceState, Operation};
+use mvm_model::{InstanceState, Operation, PoolSpec, RuntimePolicy};
 use mvm_protocol::control::GuestRequest;
 
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
+use crate::agent::Admission;
 use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent};
 
@@ -33,37 +34,46 @@ impl Task {
     /// That is its goal until it is there, so that the next agent goes on with it, and a message that comes meanwhile waits.
     pub(super) async fn restart(&mut self) -> Result<Outcome, ActError> {
         let before = self.row.state;
-        let goal = match before {
-            InstanceState::Running | InstanceState::Warm => Goal::Running,
-            InstanceState::Sleeping => Goal::Sleeping,
-            _ => return Ok(Outcome::Already),
-        };
+        let Some(goal) = goal_after(before) else { return Ok(Outcome::Already) };
         let pool = self.pool().await?;
-        self.tenant = self.agent.tenant(&self.tenant.id).await.map_err(failed)?;
-        // Whether it may run again is certain before it is stopped.
-        let _admission = self.agent.admissions.admit(&self.tenant, self.row.id, pool.resources)?;
+        let _admission = self.admit_again(&pool).await?;
         self.row.goal = Some(goal);
         if let Err(error) = self.begin(Intent::Stop).await {
             self.row.goal = None;
             return Err(error);
         }
         reached(KillPoint::StopBegun);
-        if before == InstanceState::Running {
-            // Messages in hand are finished first.
-            let drain = Duration::from_secs(pool.runtime_policy.drain_timeout_seconds.into());
-            let _ = tokio::time::timeout(drain, self.leases.none()).await;
-        }
-        let grace = pool.runtime_policy.graceful_shutdown_seconds;
-        let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
+        let orderly = self.drain_and_shut_down(&pool.runtime_policy).await;
         reached(KillPoint::StopShutDown);
         self.finish_stop(orderly).await;
+        self.come_back(before).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// Whether it may run again is certain before it is stopped.
+    pub(super) async fn admit_again(&mut self, pool: &PoolSpec) -> Result<Admission, ActError> {
+        self.tenant = self.agent.tenant(&self.tenant.id).await.map_err(failed)?;
+        Ok(self.agent.admissions.admit(&self.tenant, self.row.id, pool.resources)?)
+    }
+
+    /// Shuts it down once messages in hand are finished; whether its VMM ended in time.
+    pub(super) async fn drain_and_shut_down(&mut self, policy: &RuntimePolicy) -> bool {
+        if self.row.state == InstanceState::Running {
+            let drain = Duration::from_secs(policy.drain_timeout_seconds.into());
+            let _ = tokio::time::timeout(drain, self.leases.none()).await;
+        }
+        self.row.state.has_vmm() && self.shut_down(policy.graceful_shutdown_seconds).await
+    }
+
+    /// Has it run, and be again as it was before it was stopped.
+    pub(super) async fn come_back(&mut self, before: InstanceState) -> Result<(), ActError> {
         self.bring_up(Asker::Person).await?;
         match before {
             InstanceState::Sleeping => self.sleep(Asker::Person).await?,
             InstanceState::Warm => self.warm(Asker::Person).await?,
             _ => Outcome::Done,
         };
-        Ok(Outcome::Done)
+        Ok(())
     }
 
     /// Asks the guest to end; whether its VMM did in time.
@@ -78,14 +88,19 @@ impl Task {
         self.agent.hands.wait_end(self.row.id, within).await.unwrap_or(false)
     }
 
-    /// Whatever is left of the machine's runtime goes.
-    pub(super) async fn finish_stop(&mut self, orderly: bool) {
+    /// Whatever is left of the machine's runtime goes; whether it had a snapshot.
+    pub(super) async fn end_runtime(&mut self) -> bool {
         self.session = None;
         self.admission = None;
         self.agent.discard_vmm(&self.row).await;
         self.row.process = None;
         let had_snapshot = self.row.snapshot.take().is_some();
         self.forget_memory().await;
+        had_snapshot
+    }
+
+    pub(super) async fn finish_stop(&mut self, orderly: bool) {
+        let had_snapshot = self.end_runtime().await;
         reached(KillPoint::StopEnded);
         let detail = match (had_snapshot, orderly) {
             (true, _) => "its snapshot was discarded",
@@ -94,5 +109,14 @@ impl Task {
         };
         self.row.reason = None;
         self.settle(Operation::Stop, Audit::new(self.row.address(), "InstanceStopped", detail)).await;
+    }
+}
+
+/// Where one goes that is stopped and is to be as it was.
+pub(super) fn goal_after(before: InstanceState) -> Option<Goal> {
+    match before {
+        InstanceState::Running | InstanceState::Warm => Some(Goal::Running),
+        InstanceState::Sleeping => Some(Goal::Sleeping),
+        _ => None,
     }
 }

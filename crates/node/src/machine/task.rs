@@ -161,6 +161,11 @@ impl Task {
                 let done = self.restart().await;
                 answer(reply, done);
             }
+            Command::Backup { said, reply } => self.back_up(said, reply).await,
+            Command::Restore { disk, from, said, reply } => {
+                let restored = self.restore_disk(disk, from, said).await;
+                answer(reply, restored);
+            }
             Command::Session { reply } => {
                 let session = self.talk();
                 answer(reply, session);
@@ -456,7 +461,7 @@ impl Task {
     }
 }
 
-fn answer<T>(reply: Reply<T>, result: Result<T, ActError>) {
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, ActError>) {
     // Whoever asked may have gone; what was done stays done.
     let _ = reply.send(result);
 }

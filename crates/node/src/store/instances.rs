@@ -54,6 +54,13 @@ pub struct Place {
     pub machine_id: String,
 }
 
+impl Place {
+    /// The whole address of the instance of this id: `alice/workers/i-0000002a`.
+    fn address(&self, id: InstanceId) -> String {
+        format!("{}/{}/{id}", self.tenant, self.pool)
+    }
+}
+
 /// What a VMM was launched with: a wake must match it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
@@ -92,6 +99,8 @@ pub enum Intent {
     Sleep,
     /// Towards stopped.
     Stop,
+    /// Towards another data disk: stopped for it, it begins anew with that.
+    Restore,
     /// Towards nothing.
     Destroy,
 }
@@ -108,6 +117,11 @@ pub struct NewInstance {
 }
 
 impl NewInstance {
+    /// Its whole address.
+    pub fn address(&self) -> String {
+        self.place.address(self.id)
+    }
+
     /// Makes the row, in state `ready`: its pool has a revision.
     pub fn insert(&self, tx: &Transaction<'_>) -> Sql<()> {
         let Place { tenant, pool, offset, uid, machine_id } = &self.place;
@@ -192,7 +206,7 @@ impl InstanceRow {
 
     /// Its whole address: `alice/workers/i-0000002a`.
     pub fn address(&self) -> String {
-        format!("{}/{}/{}", self.place.tenant, self.place.pool, self.id)
+        self.place.address(self.id)
     }
 }
 
