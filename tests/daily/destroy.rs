@@ -1,6 +1,6 @@
 //! Destroying: what is lost is listed, the name has to be typed, and what was begun is finished.
 
-use mvm_harness::{Echo, Lab, Terminal, assert_tidy, kill_at};
+use mvm_harness::{Echo, Lab, Terminal, assert_tidy, json, kill_at};
 
 use crate::shell::{MANIFEST, POOL};
 
@@ -79,4 +79,24 @@ fn a_pool_goes_with_what_leads_to_it_and_its_gateways_are_told() {
         assert_tidy(&lab);
     }
     assert!(lab.deploy(&manifest).contains("alice/gateways: created"));
+}
+
+#[test]
+fn instances_that_are_destroyed_at_once_are_not_wanted_any_more() {
+    let lab = Lab::new();
+    // None of them may run: they are there all the same.
+    lab.mvm(&["tenant", "create", "alice", "--max-vcpus", "0"]);
+    lab.mvm(&["pool", "create", POOL, "--mem-mib", "192", "--data-disk-mib", "16", "--spares", "0"]);
+    let refused = lab.mvm_fails(&["pool", "update", POOL, "--sleeping", "6"]);
+    assert!(refused.contains("max_vcpus = 0 is too small"), "{refused}");
+    let wanted = || lab.json(&["pool", "info", POOL])["spec"]["desired"]["sleeping"].clone();
+    let all = lab.instances(POOL);
+    assert_eq!((all.len(), wanted()), (6, json!(6)));
+    let destroying = all.iter().map(|one| lab.mvm_beside(&["instance", "destroy", one, "--force"]));
+    for mut one in destroying.collect::<Vec<_>>() {
+        assert!(one.wait().unwrap().success());
+    }
+    assert_eq!((lab.instances(POOL).len(), wanted()), (0, json!(0)));
+    lab.mvm(&["pool", "update", POOL, "--mem-mib", "200"]);
+    assert_eq!(lab.instances(POOL).len(), 0, "none is made again");
 }

@@ -123,24 +123,19 @@ pub async fn pool(agent: &Arc<Agent>, tenant: &TenantId, id: &PoolId) -> Result<
     Ok(gone)
 }
 
-/// Destroys an instance because a person wants one fewer: it is not made again.
-pub async fn one_fewer(agent: &Arc<Agent>, machine: &Machine) -> Result<String, ApiError> {
-    let (tenant, id, state) = (machine.place.tenant.clone(), machine.place.pool.clone(), machine.state());
-    // First: one that is not wanted any more and still there is told by the next deployment, the other way round it would be
-    // made again.
-    agent
-        .store
-        .write(move |tx| {
-            let Some(mut pool) = store::pool(tx, &tenant, &id)? else { return Ok(()) };
-            let have = store::instances(tx, Some(&tenant), Some(&id))?.len();
-            if pool.spec.desired.total() as usize >= have {
-                lower(&mut pool.spec.desired, state);
-                pool.save(tx)?;
-            }
-            Ok(())
-        })
-        .await?;
-    instance(agent, machine).await
+/// Has a pool want one fewer where it wants more than it has now that one in this state is gone: whoever destroys an instance
+/// does not want it to be made again. A pool whose wish was lowered before, as by `pool scale`, is left as it is.
+pub fn want_no_more(
+    tx: &rusqlite::Transaction<'_>,
+    place: &store::Place,
+    state: InstanceState,
+) -> store::Sql<()> {
+    let Some(mut pool) = store::pool(tx, &place.tenant, &place.pool)? else { return Ok(()) };
+    if u64::from(pool.spec.desired.total()) > store::count_instances(tx, &place.tenant, &place.pool)? {
+        lower(&mut pool.spec.desired, state);
+        pool.save(tx)?;
+    }
+    Ok(())
 }
 
 /// One fewer of those that are in this state, or else of any.
@@ -155,7 +150,7 @@ fn lower(desired: &mut DesiredCounts, state: InstanceState) {
     }
 }
 
-/// Destroys one instance.
+/// Destroys one instance; its pool does not want it any more then.
 pub async fn instance(agent: &Arc<Agent>, machine: &Machine) -> Result<String, ApiError> {
     let address = machine.view().row.address();
     match machine.destroy().await {

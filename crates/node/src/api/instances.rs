@@ -168,7 +168,7 @@ pub async fn act(
 pub async fn destroy(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json<Destroyed>, Failure> {
     let machine = find(&agent, &t, &p, &i).await?;
     // In a task of its own: a client that goes away does not leave half of it.
-    let destroying = tokio::spawn(async move { destroy::one_fewer(&agent, &machine).await });
+    let destroying = tokio::spawn(async move { destroy::instance(&agent, &machine).await });
     let address = destroying.await.map_err(|error| fault(ErrorCode::Failed, error))??;
     Ok(Json(Destroyed { destroyed: vec![address] }))
 }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::lease::{Lease, Leases};
 use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
+use crate::destroy::want_no_more;
 use crate::kill_point::{KillPoint, reached};
 use crate::session::{Link, Session};
 use crate::store::{Audit, Goal, InstanceRow, Intent, TenantRow, now_millis, now_secs, remove_instance};
@@ -426,13 +427,14 @@ impl Task {
         reached(KillPoint::DestroyEnded);
         self.agent.hands.remove_machine(self.row.id).await.map_err(failed)?;
         reached(KillPoint::DestroyFilesRemoved);
-        let (id, tenant) = (self.row.id, self.tenant.id.clone());
+        let (id, place, state) = (self.row.id, self.row.place.clone(), self.row.state);
         let audit = Audit::new(self.row.address(), "InstanceDestroyed", "with its disk and its snapshot");
         self.agent
             .store
             .write(move |tx| {
                 remove_instance(tx, id)?;
-                audit.append(tx, &tenant)
+                want_no_more(tx, &place, state)?;
+                audit.append(tx, &place.tenant)
             })
             .await
             .map_err(failed)?;

@@ -240,6 +240,12 @@ pub fn instances(
     .collect()
 }
 
+/// How many instances a pool has.
+pub fn count_instances(tx: &Transaction<'_>, tenant: &TenantId, pool: &PoolId) -> Sql<u64> {
+    tx.prepare_cached("SELECT COUNT(*) FROM instances WHERE tenant = ?1 AND pool = ?2")?
+        .query_row([tenant.as_str(), pool.as_str()], |row| row.get(0))
+}
+
 /// Removes an instance; its address is free again.
 pub fn remove_instance(tx: &Transaction<'_>, id: InstanceId) -> Sql<()> {
     tx.execute("DELETE FROM instances WHERE id = ?1", [id.get()])?;
