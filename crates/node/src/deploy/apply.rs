@@ -6,6 +6,7 @@ use mvm_model::manifest::Deployment;
 use mvm_model::{InstanceId, Requirement, TenantId};
 use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode};
 
+use super::basis::Basis;
 use super::begin::bring_about;
 use super::images;
 use super::plan::{Plan, Present};
@@ -151,7 +152,8 @@ async fn commit(
         create::name_after(agent, first, given);
     }
     let ids: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
-    let committed = commit_with_disks(agent, &tenant, plan, instances, given, secrets).await;
+    let basis = Basis::of(&tenant.id, present, plan);
+    let committed = commit_with_disks(agent, &tenant, plan, basis, instances, given, secrets).await;
     if committed.is_err() {
         create::remove_disks(agent, ids).await;
     }
@@ -163,6 +165,7 @@ async fn commit_with_disks(
     agent: &Agent,
     tenant: &TenantRow,
     plan: &Plan,
+    basis: Basis,
     instances: Vec<NewInstance>,
     given: Option<GivenDisk>,
     secrets: &Secrets,
@@ -180,9 +183,12 @@ async fn commit_with_disks(
     let deployed = plan.changes.iter().map(|(what, how)| Audit::new(what, "Deployed", how.clone()));
     let audits: Vec<Audit> = deployed.chain(restored).collect();
     let (row, pools) = (tenant.clone(), plan.pools.clone());
-    agent
+    let changed = agent
         .store
         .write(move |tx| {
+            if let Some(changed) = basis.changed(tx)? {
+                return Ok(Some(changed));
+            }
             row.save(tx)?;
             pools.iter().try_for_each(|pool| pool.save(tx))?;
             instances.iter().try_for_each(|instance| instance.insert(tx))?;
@@ -192,10 +198,14 @@ async fn commit_with_disks(
                 }
                 store::replace_secrets(tx, &row.id, rows)?;
             }
-            audits.iter().try_for_each(|audit| audit.append(tx, &row.id))
+            audits.iter().try_for_each(|audit| audit.append(tx, &row.id))?;
+            Ok(None)
         })
         .await
-        .map_err(failed)
+        .map_err(failed)?;
+    let Some(pool) = changed else { return Ok(()) };
+    let message = format!("pool {}/{pool} was changed meanwhile; nothing was done: run it again", tenant.id);
+    Err(ApiError::new(ErrorCode::Refused, message))
 }
 
 async fn tenant_row(

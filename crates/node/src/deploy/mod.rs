@@ -8,10 +8,11 @@
 //! | `wish` | what is wanted: as a manifest says it, or what there is with a command's change |
 //! | `plan` | what that changes: a pure comparison |
 //! | `images`, `secrets` | revisions of pools' images; secrets compared and sealed |
-//! | `apply` | the commit |
+//! | `apply`, `basis` | the commit, of what was compared with what is still there |
 //! | `begin`, `restart` | what follows it: network, ports, machines; machines that need a cold start |
 
 mod apply;
+mod basis;
 mod begin;
 mod images;
 mod plan;
