@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mvm_model::manifest::{Deployment, Problem};
-use mvm_model::{InstanceId, InstanceState, NetId, PoolId, PoolSpec, TenantSubnet};
+use mvm_model::{DesiredCounts, InstanceId, InstanceState, NetId, PoolId, PoolSpec, TenantSubnet};
 
 use super::images::Revisions;
 use crate::store::{Goal, InstanceRow, PoolRow, TenantRow};
@@ -30,6 +30,18 @@ pub enum About {
     Tenant,
     /// One of its pools.
     Pool(PoolId),
+    /// One more instance of a pool, and how it begins.
+    Instance(PoolId, Goal),
+}
+
+impl About {
+    /// The pool of which an instance is to begin now.
+    pub fn one_more(&self) -> Option<&PoolId> {
+        match self {
+            About::Instance(pool, _) => Some(pool),
+            About::All | About::Tenant | About::Pool(_) => None,
+        }
+    }
 }
 
 /// What is to be done.
@@ -82,7 +94,7 @@ impl Plan {
         let concerns = |what: &str| match about {
             About::All => true,
             About::Tenant => !what.contains('/'),
-            About::Pool(pool) => what.split('/').nth(1) == Some(pool.as_str()),
+            About::Pool(pool) | About::Instance(pool, _) => what.split('/').nth(1) == Some(pool.as_str()),
         };
         self.changes.retain(|(what, _)| concerns(what));
         self.differs.retain(|(what, _)| concerns(what));
@@ -90,8 +102,23 @@ impl Plan {
         self.instances.retain(|(spec, _)| match about {
             About::All => true,
             About::Tenant => false,
-            About::Pool(pool) => spec.id == *pool,
+            About::Pool(pool) | About::Instance(pool, _) => spec.id == *pool,
         });
+        if let About::Instance(_, goal) = about {
+            self.make_one(*goal);
+        }
+    }
+
+    /// Of those that are missing only the one that was asked for, as it was.
+    fn make_one(&mut self, goal: Goal) {
+        let all = created(self.instances.len());
+        self.instances.truncate(1);
+        for (_, begins) in &mut self.instances {
+            *begins = goal;
+        }
+        for (_, how) in self.changes.iter_mut().filter(|(_, how)| *how == all) {
+            *how = created(1);
+        }
     }
 
     fn compare_tenant(&mut self, present: &Present, wanted: &Deployment) {
@@ -165,9 +192,12 @@ impl Plan {
     fn count_instances(&mut self, present: &Present, wanted: &Deployment, spec: &PoolSpec) {
         let have = present.instances.iter().filter(|instance| instance.place.pool == spec.id).count();
         let total = spec.desired.total() as usize;
-        for number in have..total {
-            let running = number < spec.desired.running as usize;
-            self.instances.push((spec.clone(), if running { Goal::Running } else { Goal::Sleeping }));
+        let old = present.pools.iter().find(|pool| pool.spec.id == spec.id);
+        let running =
+            begin_running(have, old.map(|pool| pool.spec.desired).unwrap_or_default(), spec.desired);
+        for number in 0..total.saturating_sub(have) {
+            let goal = if number < running { Goal::Running } else { Goal::Sleeping };
+            self.instances.push((spec.clone(), goal));
         }
         let address = format!("{}/{}", wanted.tenant, spec.id);
         if have > total {
@@ -175,7 +205,7 @@ impl Plan {
                 format!("has {}, {total} wanted: `mvm instance destroy` removes one for good", counted(have));
             self.differs.push((address, how));
         } else if have < total {
-            self.changes.push((address, format!("{} created", counted(total - have))));
+            self.changes.push((address, created(total - have)));
         }
     }
 }
@@ -190,6 +220,17 @@ pub fn outdated_parts(instance: &InstanceRow, pool: &PoolRow) -> Option<String> 
     ];
     let outdated: Vec<&str> = parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect();
     (!outdated.is_empty()).then(|| outdated.join(" and "))
+}
+
+/// How many of a pool's new instances begin running, at most: those by which more are wanted to than before. Of what was
+/// wanted before and is not there, those that were to run are taken to be missing first.
+fn begin_running(have: usize, old: DesiredCounts, new: DesiredCounts) -> usize {
+    let missing = (old.total() as usize).saturating_sub(have);
+    (new.running as usize).saturating_sub((old.running as usize).saturating_sub(missing))
+}
+
+fn created(instances: usize) -> String {
+    format!("{} created", counted(instances))
 }
 
 fn counted(instances: usize) -> String {

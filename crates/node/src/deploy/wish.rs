@@ -9,7 +9,7 @@ use super::images::Revisions;
 use super::plan::{About, Present};
 use super::{at_key, failed};
 use crate::agent::{Agent, AgentError};
-use crate::store::{PoolRow, TenantRow};
+use crate::store::{Goal, PoolRow, TenantRow};
 
 /// How it was said.
 #[derive(Debug)]
@@ -29,8 +29,6 @@ pub(super) struct Wish {
     /// Revisions of pools whose images stay as they are.
     pub(super) kept: Revisions,
     pub(super) about: About,
-    /// The pool of which one more instance is to begin now.
-    pub(super) one_more: Option<PoolId>,
     pub(super) mode: DeployMode,
 }
 
@@ -53,23 +51,19 @@ impl Request {
 
     pub(super) fn wish(self, present: &Present) -> Result<Wish, ApiError> {
         match self {
-            Request::Manifest(DeployRequest { deployment, secrets, mode }) => Ok(Wish {
-                deployment,
-                secrets,
-                kept: Revisions::new(),
-                about: About::All,
-                one_more: None,
-                mode,
-            }),
+            Request::Manifest(DeployRequest { deployment, secrets, mode }) => {
+                Ok(Wish { deployment, secrets, kept: Revisions::new(), about: About::All, mode })
+            }
             Request::Change(ChangeRequest { change, mode }) => {
                 let deployment = changed(&change, present)?;
                 let kept = kept(&deployment, &present.pools);
-                let (about, one_more) = match change.of {
-                    ChangeOf::Tenant { .. } => (About::Tenant, None),
-                    ChangeOf::Pool { pool, .. } => (About::Pool(pool), None),
-                    ChangeOf::Instance { pool, .. } => (About::Pool(pool.clone()), Some(pool)),
+                let about = match change.of {
+                    ChangeOf::Tenant { .. } => About::Tenant,
+                    ChangeOf::Pool { pool, .. } => About::Pool(pool),
+                    ChangeOf::Instance { pool, asleep: true } => About::Instance(pool, Goal::Sleeping),
+                    ChangeOf::Instance { pool, asleep: false } => About::Instance(pool, Goal::Running),
                 };
-                Ok(Wish { deployment, secrets: None, kept, about, one_more, mode })
+                Ok(Wish { deployment, secrets: None, kept, about, mode })
             }
         }
     }
@@ -116,7 +110,7 @@ impl Wish {
     /// would be there and not be what was asked for.
     pub(super) fn admit(&self, agent: &Agent, present: &Present) -> Result<(), ApiError> {
         let pool =
-            self.one_more.as_ref().and_then(|id| self.deployment.pools.iter().find(|pool| pool.id == *id));
+            self.about.one_more().and_then(|id| self.deployment.pools.iter().find(|pool| pool.id == *id));
         let (Some(pool), Some(tenant)) = (pool, &present.tenant) else { return Ok(()) };
         let room = agent.admissions.have_room(tenant, pool.resources);
         room.map_err(|exceeded| {

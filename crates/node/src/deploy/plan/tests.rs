@@ -6,7 +6,9 @@ use mvm_model::{InstanceId, Resources};
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::{Place, Recorded};
+use crate::deploy::basis::Basis;
+use crate::destroy::want_no_more;
+use crate::store::{self, NewInstance, Place, Recorded, Store};
 
 const ALICE: &str = r#"
 [tenant]
@@ -261,6 +263,87 @@ fn a_command_leaves_alone_what_is_not_its_business() {
     assert_eq!(changes, ["alice/workers: resources changed", "alice/workers: 1 instance created"]);
     assert_eq!((created, differs, outdated), (1, 2, 2));
     assert_eq!(about(About::All).0.len(), 3);
+}
+
+#[test]
+fn new_instances_begin_as_more_are_wanted_to_whatever_sleeps_already() {
+    let begin = |present: &Present, new: &str| {
+        let wanted = with("desired_running = 2\ndesired_sleeping = 1", new);
+        let plan = make(present, &wanted);
+        plan.instances.into_iter().map(|(_, goal)| goal).collect::<Vec<_>>()
+    };
+    let begins = |new| begin(&alice(), new);
+    assert_eq!(begins("desired_running = 3\ndesired_sleeping = 1"), [Goal::Running]);
+    assert_eq!(begins("desired_running = 2\ndesired_sleeping = 2"), [Goal::Sleeping]);
+    assert_eq!(
+        begins("desired_running = 3\ndesired_sleeping = 3"),
+        [Goal::Running, Goal::Sleeping, Goal::Sleeping]
+    );
+    assert_eq!(begins("desired_running = 4\ndesired_sleeping = 0"), [Goal::Running]);
+    // Where some are missing.
+    let mut fewer = alice();
+    fewer.instances.retain(|instance| instance.id == InstanceId::new(3));
+    let same = "desired_running = 2\ndesired_sleeping = 1";
+    assert_eq!(begin(&fewer, same), [Goal::Running, Goal::Running]);
+    fewer.instances.clear();
+    assert_eq!(begin(&fewer, same), [Goal::Running, Goal::Running, Goal::Sleeping]);
+}
+
+#[test]
+fn one_more_instance_is_one_however_many_are_missing() {
+    let mut present = alice();
+    present.instances.retain(|instance| instance.place.pool.as_str() == "gateways");
+    for goal in [Goal::Running, Goal::Sleeping] {
+        let mut plan = make(&present, &deployment(ALICE));
+        plan.keep_to(&About::Instance("workers".parse().unwrap(), goal));
+        assert_eq!(plan.instances.iter().map(|(_, goal)| *goal).collect::<Vec<_>>(), [goal]);
+        assert_eq!(lines(&plan.changes), ["alice/workers: 1 instance created"]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_plan_was_made_from_is_looked_at_again_when_it_is_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("mvm.db")).unwrap();
+    let present = alice();
+    let (tenant, pools) = (present.tenant.clone().unwrap(), present.pools.clone());
+    let new = |row: &InstanceRow| NewInstance { id: row.id, place: row.place.clone(), goal: None };
+    let instances: Vec<NewInstance> = present.instances.iter().map(new).collect();
+    let last = instances[3].clone();
+    store
+        .write(move |tx| {
+            tenant.save(tx)?;
+            pools.iter().try_for_each(|pool| pool.save(tx))?;
+            instances.iter().try_for_each(|instance| instance.insert(tx))
+        })
+        .await
+        .unwrap();
+    let changed = async |wanted: &Deployment| {
+        let basis = Basis::of(&wanted.tenant, &present, &make(&present, wanted));
+        store.read(move |tx| basis.changed(tx)).await.unwrap()
+    };
+    let more = with("desired_running = 2", "desired_running = 3");
+    let other = with("mem_mib = 256", "mem_mib = 512");
+    let gateways = with("role = \"gateway\"", "role = \"gateway\"\negress = \"any\"");
+    for wanted in [&more, &other, &gateways] {
+        assert_eq!(changed(wanted).await, None);
+    }
+    store
+        .write(move |tx| {
+            store::remove_instance(tx, last.id)?;
+            want_no_more(tx, &last.place, InstanceState::Sleeping)
+        })
+        .await
+        .unwrap();
+    let workers: PoolId = "workers".parse().unwrap();
+    assert_eq!((changed(&more).await, changed(&other).await), (Some(workers.clone()), Some(workers.clone())));
+    assert_eq!(changed(&gateways).await, None, "another pool is none of its business");
+    let row = store.read(move |tx| store::pool(tx, &alice_id(), &workers)).await.unwrap().unwrap();
+    assert_eq!((row.spec.desired.running, row.spec.desired.sleeping), (2, 0));
+}
+
+fn alice_id() -> mvm_model::TenantId {
+    "alice".parse().unwrap()
 }
 
 #[test]
