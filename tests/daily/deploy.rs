@@ -6,6 +6,8 @@ use std::path::Path;
 
 use mvm_harness::{Echo, Lab, Value, assert_tidy, checkout, json, kill_at};
 
+const WORKERS: &str = "alice/workers";
+
 /// Small machines of a gateway and a worker pool, so many of each.
 fn manifest(gateways: u32, workers: u32, sleeping: u32, keys: &str) -> String {
     let pool = |id: &str, role: &str, running: u32, sleeping: u32| {
@@ -178,6 +180,26 @@ fn machines_that_differ_are_restarted_one_after_another_gateways_first() {
     let again = deploy(&lab, &image, &["--restart"]);
     assert_eq!((&again["changes"], &again["differs"]), (&json!(0), &json!([])), "{again}");
     assert_eq!(lives(), generations);
+}
+
+#[test]
+fn a_paused_machine_is_shut_down_in_order() {
+    let lab = Lab::new();
+    lab.deploy(&manifest(0, 1, 0, ""));
+    let write = |what: &str| {
+        lab.exec(WORKERS, &["sh", "-c", &format!("echo {what} > /data/{what}")]);
+        lab.mvm(&["instance", "warm", WORKERS]);
+    };
+    write("first");
+    lab.mvm(&["instance", "stop", WORKERS]);
+    let stopped = lab.events("alice", "InstanceStopped");
+    assert_eq!(stopped[0]["detail"], "in order");
+    lab.mvm(&["instance", "start", WORKERS]);
+    write("second");
+    lab.mvm(&["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
+    assert_eq!(lab.state(WORKERS), "warm");
+    lab.mvm(&["instance", "resume", WORKERS]);
+    assert_eq!(lab.exec(WORKERS, &["cat", "/data/first", "/data/second"]), "first\nsecond\n");
 }
 
 #[test]

@@ -20,6 +20,7 @@ impl Task {
             return Ok(Outcome::Already);
         }
         self.row.state.after(Operation::Stop)?;
+        self.rouse().await;
         let grace = self.pool().await?.runtime_policy.graceful_shutdown_seconds;
         self.row.goal = None;
         self.begin(Intent::Stop).await?;
@@ -37,6 +38,7 @@ impl Task {
         let Some(goal) = goal_after(before) else { return Ok(Outcome::Already) };
         let pool = self.pool().await?;
         let _admission = self.admit_again(&pool).await?;
+        self.rouse().await;
         self.row.goal = Some(goal);
         if let Err(error) = self.begin(Intent::Stop).await {
             self.row.goal = None;
@@ -74,6 +76,16 @@ impl Task {
             _ => Outcome::Done,
         };
         Ok(())
+    }
+
+    /// A guest that stands still goes on: only one that runs writes to its disk what it has not yet. One that cannot go on is
+    /// ended all the same.
+    async fn rouse(&mut self) {
+        if self.row.state == InstanceState::Warm
+            && let Err(error) = self.resume(Asker::Person).await
+        {
+            tracing::warn!(instance = %self.row.address(), %error, "it is not shut down in order");
+        }
     }
 
     /// Asks the guest to end; whether its VMM did in time.
