@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use mvm_harness::{Echo, Lab, Value, assert_tidy, checkout, json, kill_at};
+use mvm_harness::{Echo, Lab, Value, assert_tidy, checkout, freeze, json, kill_at};
 
 const WORKERS: &str = "alice/workers";
 
@@ -200,6 +200,30 @@ fn a_paused_machine_is_shut_down_in_order() {
     assert_eq!(lab.state(WORKERS), "warm");
     lab.mvm(&["instance", "resume", WORKERS]);
     assert_eq!(lab.exec(WORKERS, &["cat", "/data/first", "/data/second"]), "first\nsecond\n");
+}
+
+#[test]
+fn a_machine_that_hangs_keeps_nothing_else_from_being_done() {
+    let lab = Lab::new();
+    lab.deploy(&manifest(0, 1, 0, ""));
+    let hangs = lab.instances(WORKERS)[0].clone();
+    freeze(u32::try_from(lab.info(&hangs)["pid"].as_u64().unwrap()).unwrap());
+
+    let output = lab.try_mvm(&["instance", "create", WORKERS]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && said.contains(&format!("{hangs} goes on with what it had")),
+        "{said}"
+    );
+    let created = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(lab.state(created.trim()), "running", "it was begun, and is named");
+    assert_eq!(lab.instances(WORKERS).len(), 2);
+
+    // What cures it is not skipped.
+    let restarted = lab.json(&["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
+    assert_eq!((&restarted["changes"], &restarted["differs"]), (&json!(3), &json!([])), "{restarted}");
+    assert_eq!((lab.state(&hangs).as_str(), &lab.info(&hangs)["mem_mib"]), ("running", &json!(208)));
+    assert_tidy(&lab);
 }
 
 #[test]

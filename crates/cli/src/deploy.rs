@@ -52,8 +52,7 @@ impl Deploy {
         }
         let file = File::read(&self.file)?;
         let outcome = file.apply(connection, mode).await?;
-        self.output.show(&outcome, |outcome| outcome.text(file.name()))?;
-        Ok(0)
+        outcome.show(self.output, file.name()).map(|()| 0)
     }
 }
 

@@ -109,6 +109,7 @@ impl Instance {
                 output.show(&outcome.created, |created| {
                     created.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>().join("\n")
                 })?;
+                outcome.whole()?;
             }
             Instance::Info(One { instance, output }) => {
                 let info: InstanceInfo = connection.agent().await?.get(&instance.path()).await?;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::client::Client;
 use crate::failure::Failure;
+use crate::output::Output;
 use crate::progress::{Extent, Progress};
 use crate::view::counted;
 
@@ -28,6 +29,9 @@ pub struct Outcome {
     pub created: Vec<Created>,
     /// Where nothing was done: each key that would be another.
     pub diff: Vec<Difference>,
+    /// What was begun, and why it did not come to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 /// A thing and what is to say of it.
@@ -50,7 +54,7 @@ pub struct Created {
     pub ip: String,
 }
 
-/// Sends what is wanted and shows how it goes.
+/// Sends what is wanted and shows how it goes. What was done before the rest of it failed is an outcome, too.
 ///
 /// # Errors
 /// What the agent says, or that it does not.
@@ -85,7 +89,12 @@ pub async fn follow(
                 outcome.changes = changes;
                 break Ok(outcome);
             }
-            DeployEvent::Failed { error } => break Err(Failure::Refused(error)),
+            DeployEvent::Failed { error } if outcome.is_empty() => break Err(Failure::Refused(error)),
+            DeployEvent::Failed { error } => {
+                outcome.changes = outcome.changed.len();
+                outcome.failed = Some(error.message);
+                break Ok(outcome);
+            }
         }
     };
     progress.end();
@@ -98,24 +107,52 @@ impl Outcome {
         Self { tenant: tenant.to_string(), dry_run: mode.dry_run, ..Self::default() }
     }
 
+    fn is_empty(&self) -> bool {
+        let Self { changed, created, differs, diff, .. } = self;
+        changed.is_empty() && created.is_empty() && differs.is_empty() && diff.is_empty()
+    }
+
+    /// Whether it came to its end.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub fn whole(&self) -> Result<(), Failure> {
+        self.failed.clone().map_or(Ok(()), |why| Err(Failure::NotDone(why)))
+    }
+
+    /// Writes it, and says whether it came to its end.
+    ///
+    /// # Errors
+    /// Why it did not, or that it cannot be written.
+    pub fn show(&self, output: Output, source: &str) -> Result<(), Failure> {
+        output.show(self, |outcome| outcome.text(source))?;
+        self.whole()
+    }
+
     /// For people. Where nothing was to do, `source` is what says how it is to be: a file, a command.
     pub fn text(&self, source: &str) -> String {
-        let Self { tenant, changes, .. } = self;
         let mut lines = self.diff_lines();
         if !lines.is_empty() {
             lines.push(String::new());
         }
         lines.extend(self.changed.iter().map(|Line { what, how }| format!("{what}: {how}")));
-        lines.push(match changes {
+        lines.extend(self.summary(source));
+        lines.extend(self.differs.iter().map(|Line { what, how }| format!("differs: {what}: {how}")));
+        lines.join("\n")
+    }
+
+    fn summary(&self, source: &str) -> Option<String> {
+        let Self { tenant, changes, .. } = self;
+        Some(match changes {
+            // What failed is told instead.
+            0 if self.failed.is_some() => return None,
             0 if self.differs.is_empty() => format!("nothing to do: {tenant} is as {source} says"),
             0 => format!("nothing to do: what differs from {source} stays as it is"),
             _ if self.dry_run => {
                 format!("{tenant}: {} would be made; nothing was done", counted(*changes, "change"))
             }
             _ => format!("{tenant}: {} made", counted(*changes, "change")),
-        });
-        lines.extend(self.differs.iter().map(|Line { what, how }| format!("differs: {what}: {how}")));
-        lines.join("\n")
+        })
     }
 
     /// A line for each thing of which a key would be another, and one or two for each such key.

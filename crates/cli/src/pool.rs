@@ -157,8 +157,10 @@ impl Pool {
                 let client = connection.agent().await?;
                 let path = format!("{}/build", pool.path());
                 let outcome = follow(&client, &path, &(), Outcome::default()).await?;
+                let whole = outcome.whole();
                 let built = Built { pool: pool.to_string(), changed: outcome.changed };
                 output.show(&built, Built::text)?;
+                whole?;
             }
             Pool::Rollback { pool, output } => {
                 let path = format!("{}/rollback", pool.path());
@@ -222,7 +224,7 @@ async fn change(
 ) -> Result<(), Failure> {
     let of = ChangeOf::Pool { verb, pool, keys };
     let outcome = change::send(&connection.agent().await?, &tenant, of, mode).await?;
-    output.show(&outcome, |outcome| outcome.text("this command"))
+    outcome.show(output, "this command")
 }
 
 /// A revision as far as people compare it.

@@ -149,7 +149,7 @@ async fn change(
 ) -> Result<(), Failure> {
     let mode = DeployMode { dry_run, restart: false };
     let outcome = change::send(&connection.agent().await?, tenant, of, mode).await?;
-    output.show(&outcome, |outcome| outcome.text("this command"))
+    outcome.show(output, "this command")
 }
 
 /// What was destroyed, a line each.

@@ -74,12 +74,17 @@ impl Watching<'_> {
     fn tell(&self, last: &Told, told: &Told, name: &str) -> Result<(), Failure> {
         match (last, told) {
             (Told::Failure(before, _), Told::Failure(now, _)) if before == now => Ok(()),
+            (Told::Outcome(before), Told::Failure(now, _)) if before.failed.as_ref() == Some(now) => Ok(()),
             (Told::Outcome(before), Told::Outcome(now))
-                if now.changes == 0 && before.differs == now.differs =>
+                if now.changes == 0 && before.differs == now.differs && before.failed == now.failed =>
             {
                 Ok(())
             }
-            (_, Told::Outcome(outcome)) => self.output.show_next(outcome, |outcome| outcome.text(name)),
+            (_, Told::Outcome(outcome)) => {
+                self.output.show_next(outcome, |outcome| outcome.text(name))?;
+                outcome.whole().unwrap_or_else(|failure| failure.report());
+                Ok(())
+            }
             (_, Told::Failure(_, failure)) => {
                 failure.report();
                 anstream::eprintln!("waiting for {name} to change");

@@ -117,8 +117,8 @@ pub async fn pool(agent: &Arc<Agent>, tenant: &TenantId, id: &PoolId) -> Result<
         .await?;
     gone.push(address);
     // Gateways that run learn that its routes are gone. One that does not is no reason to keep the pool.
-    if let Err(error) = deploy::refresh(agent, &owner).await {
-        tracing::warn!(%error, pool = %id, "after the pool's end");
+    for behind in deploy::refresh(agent, &owner).await {
+        tracing::warn!(%behind, pool = %id, "after the pool's end");
     }
     Ok(gone)
 }

@@ -10,7 +10,7 @@ use super::basis::Basis;
 use super::begin::bring_about;
 use super::images;
 use super::plan::{Plan, Present};
-use super::restart::restart;
+use super::restart::{Restarts, restart};
 use super::secrets::{Sealed, Secrets};
 use super::wish::{Request, Wish};
 use super::{Events, at_key, failed, invalid};
@@ -54,12 +54,18 @@ pub async fn apply(
     }
     let tenant = commit(agent, &wanted, &present, &plan, given, &secrets).await?;
     reached(KillPoint::DeployCommitted);
-    bring_about(agent, &wanted, &tenant, &plan, bound, events).await?;
+    let mut problems = bring_about(agent, &wanted, &tenant, &plan, bound, events).await;
     let outdated = if mode.restart { plan.outdated.as_slice() } else { &[] };
-    let restarted = restart(agent, outdated, events).await?;
-    for (what, how) in plan.differs.into_iter().filter(|(what, _)| !restarted.contains(what)) {
+    let Restarts { restarted, up_to_date, problem } = restart(agent, outdated, events).await;
+    problems.settle(&restarted);
+    if let Some(problem) = problem {
+        problems.add(problem);
+    }
+    let stays = |what: &String| !restarted.contains(what) && !up_to_date.contains(what);
+    for (what, how) in plan.differs.into_iter().filter(|(what, _)| stays(what)) {
         events.send(DeployEvent::Differs { what, how });
     }
+    problems.tell()?;
     Ok(plan.changes.len() + restarted.len())
 }
 
