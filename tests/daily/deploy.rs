@@ -227,6 +227,25 @@ fn a_machine_that_hangs_keeps_nothing_else_from_being_done() {
 }
 
 #[test]
+fn others_go_on_while_machines_are_restarted() {
+    let lab = Lab::new();
+    let patient = "runtime_policy = { drain_timeout_seconds = 60 }";
+    lab.deploy(&manifest(0, 1, 0, patient));
+    // Work in hand is waited for.
+    let mut work = lab.mvm_beside(&["instance", "exec", WORKERS, "--", "sleep", "600"]);
+    lab.wait_for("it works", || lab.info(WORKERS)["holds"] == 1);
+    let mut restarting = lab.mvm_beside(&["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
+    let acts = || lab.json(&["instance", "list"])[0]["act"].clone();
+    lab.wait_for("it waits for the work", || acts() == "stop");
+    lab.mvm(&["tenant", "create", "bob"]);
+    assert_eq!((acts(), restarting.try_wait().unwrap()), (json!("stop"), None));
+    lab.host().run("kill", &["-INT", &work.id().to_string()]);
+    work.wait().unwrap();
+    assert!(restarting.wait().unwrap().success());
+    assert_eq!(lab.info(WORKERS)["mem_mib"], 208);
+}
+
+#[test]
 fn messages_wait_for_a_restart_and_the_next_agent_finishes_one() {
     let mut lab = Lab::new();
     let of =

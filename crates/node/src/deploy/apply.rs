@@ -28,7 +28,7 @@ pub async fn apply(
     events: &Events,
 ) -> Result<usize, ApiError> {
     request.check()?;
-    let _changing = agent.changing.lock().await;
+    let changing = agent.changing.lock().await;
     preflight(agent).await?;
     let present = present(agent, request.tenant()).await?;
     let wish = request.wish(&present)?;
@@ -55,6 +55,8 @@ pub async fn apply(
     let tenant = commit(agent, &wanted, &present, &plan, given, &secrets).await?;
     reached(KillPoint::DeployCommitted);
     let mut problems = bring_about(agent, &wanted, &tenant, &plan, bound, events).await;
+    // Machines are restarted for what is wanted of them at that moment: others may change it meanwhile.
+    drop(changing);
     let outdated = if mode.restart { plan.outdated.as_slice() } else { &[] };
     let Restarts { restarted, up_to_date, problem } = restart(agent, outdated, events).await;
     problems.settle(&restarted);
