@@ -1,6 +1,6 @@
 //! Destroying: what is lost is listed, the name has to be typed, and what was begun is finished.
 
-use mvm_harness::{Echo, Lab, Terminal, assert_tidy, json, kill_at};
+use mvm_harness::{Echo, Lab, Terminal, assert_tidy, die_in, json, kill_at};
 
 use crate::shell::{MANIFEST, POOL};
 
@@ -79,6 +79,24 @@ fn a_pool_goes_with_what_leads_to_it_and_its_gateways_are_told() {
         assert_tidy(&lab);
     }
     assert!(lab.deploy(&manifest).contains("alice/gateways: created"));
+}
+
+#[test]
+fn nothing_of_a_pool_that_is_being_destroyed_is_begun_by_the_next_agent() {
+    let mut lab = Lab::new();
+    lab.deploy(MANIFEST);
+    lab.mvm(&["instance", "stop", POOL]);
+    let point = "pool-destroy:marked";
+    lab.restart_agent_with(&[("MVM_KILL_AT", point)]);
+    let mut starting = lab.mvm_beside(&["instance", "start", POOL]);
+    lab.wait_for("it starts", || lab.json(&["instance", "list"])[0]["act"] == "start");
+    die_in(&mut lab, point, &["pool", "destroy", POOL, "--force"]);
+    starting.wait().unwrap();
+    lab.start_agent();
+    assert!(!lab.mvm(&["tenant", "info", "alice", "-o", "toml"]).contains("[[pools]]"));
+    lab.wait_for("the pool is gone", || lab.json(&["pool", "list", "alice"]) == json!([]));
+    assert_eq!(lab.events("alice", "InstanceStarted").len(), 1);
+    assert_tidy(&lab);
 }
 
 #[test]

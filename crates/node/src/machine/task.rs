@@ -16,7 +16,9 @@ use crate::agent::{Admission, Agent};
 use crate::destroy::want_no_more;
 use crate::kill_point::{KillPoint, reached};
 use crate::session::{Link, Session};
-use crate::store::{Audit, Goal, InstanceRow, Intent, TenantRow, now_millis, now_secs, remove_instance};
+use crate::store::{
+    Audit, Goal, InstanceRow, Intent, Place, TenantRow, now_millis, now_secs, remove_instance,
+};
 
 /// How often a running guest's clock is set straight.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -200,6 +202,10 @@ impl Task {
         self.tenant = self.agent.tenant(&self.tenant.id).await.map_err(failed)?;
         if self.tenant.doomed {
             return Err(failed(format!("tenant {} is being destroyed", self.tenant.id)));
+        }
+        let Place { tenant, pool, .. } = &self.row.place;
+        if self.agent.pool(tenant, pool).await.map_err(failed)?.doomed {
+            return Err(failed(format!("pool {tenant}/{pool} is being destroyed")));
         }
         let result = match self.row.state {
             InstanceState::Running => return Ok(()),
