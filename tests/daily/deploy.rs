@@ -246,6 +246,27 @@ fn others_go_on_while_machines_are_restarted() {
 }
 
 #[test]
+fn a_restart_that_the_next_agent_could_not_finish_can_be_given_up() {
+    let mut lab = Lab::new();
+    let manifest = manifest(0, 1, 0, "").replace("id = \"alice\"", "id = \"alice\"\nquotas.max_running = 1");
+    let publish = "[[publish]]\nport = 8080\npool = \"workers\"\ntarget_port = 80\n";
+    lab.deploy(&format!("{manifest}{publish}"));
+    // One that is to begin, as soon as nothing else runs.
+    let refused = lab.mvm_fails(&["pool", "update", "alice/gateways", "--sleeping", "1"]);
+    assert!(refused.contains("max_running = 1 is too small"), "{refused}");
+    kill_at(&mut lab, "stop:begun", &["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
+    lab.settle();
+    assert_eq!((lab.state("alice/gateways"), lab.state(WORKERS)), ("sleeping".into(), "stopped".into()));
+
+    assert!(lab.info(WORKERS)["reason"].as_str().unwrap().contains("max_running"));
+    let stopped = lab.json(&["instance", "stop", WORKERS]);
+    assert_eq!((&stopped["changed"], &lab.info(WORKERS)["reason"]), (&json!(true), &json!(null)));
+    assert!(lab.try_get(8080, "/").is_none());
+    assert_eq!(lab.state(WORKERS), "stopped", "no message starts it");
+    assert_eq!(lab.json(&["instance", "stop", WORKERS])["changed"], json!(false));
+}
+
+#[test]
 fn messages_wait_for_a_restart_and_the_next_agent_finishes_one() {
     let mut lab = Lab::new();
     let of =

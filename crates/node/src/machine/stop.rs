@@ -16,8 +16,8 @@ const POWER_OFF: Duration = Duration::from_secs(5);
 
 impl Task {
     pub(super) async fn stop(&mut self) -> Result<Outcome, ActError> {
-        if self.row.state.already(Operation::Stop) || self.row.state == InstanceState::Stopped {
-            return Ok(Outcome::Already);
+        if self.row.state.already(Operation::Stop) {
+            return self.give_up_goal().await;
         }
         self.row.state.after(Operation::Stop)?;
         self.rouse().await;
@@ -28,6 +28,21 @@ impl Task {
         let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
         reached(KillPoint::StopShutDown);
         self.finish_stop(orderly).await;
+        Ok(Outcome::Done)
+    }
+
+    /// One that does not run and was to be started by itself stays as it is.
+    async fn give_up_goal(&mut self) -> Result<Outcome, ActError> {
+        if self.row.goal.is_none() {
+            return Ok(Outcome::Already);
+        }
+        let before = self.row.clone();
+        (self.row.goal, self.row.reason) = (None, None);
+        let audit = Audit::new(self.row.address(), "InstanceStopped", "it was to be started");
+        if let Err(error) = self.save(vec![audit]).await {
+            self.row = before;
+            return Err(error);
+        }
         Ok(Outcome::Done)
     }
 
@@ -71,7 +86,15 @@ impl Task {
     pub(super) async fn come_back(&mut self, before: InstanceState) -> Result<(), ActError> {
         self.bring_up(Asker::Person).await?;
         match before {
-            InstanceState::Sleeping => self.sleep(Asker::Person).await?,
+            InstanceState::Sleeping => match self.sleep(Asker::Person).await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    // It runs on: no later agent is to put it to sleep behind anyone's back.
+                    self.row.goal = None;
+                    self.save(Vec::new()).await?;
+                    return Err(error);
+                }
+            },
             InstanceState::Warm => self.warm(Asker::Person).await?,
             _ => Outcome::Done,
         };
