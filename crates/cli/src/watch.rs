@@ -12,7 +12,8 @@ use crate::failure::Failure;
 use crate::outcome::Outcome;
 use crate::output::{self, Output};
 
-/// How often the file is looked at. It is read: whatever way an editor replaces it by, its content is what counts.
+/// How often the file is looked at. It is read: whatever way an editor replaces it by, its content is what counts, once two
+/// looks have found the same.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
 /// Applies a manifest whenever it changes and at the interval, until Ctrl-C or until nobody reads what it says. A mistake
@@ -98,11 +99,13 @@ impl Watching<'_> {
     /// not changed.
     async fn next(&self, file: &File, last: &mut Told) -> File {
         let mut until = Instant::now() + self.interval;
+        let mut seen = None;
         loop {
             tokio::time::sleep(BETWEEN_LOOKS).await;
             match File::read(self.path) {
-                Ok(read) if read != *file || Instant::now() >= until => return read,
-                Ok(_) => {}
+                Ok(read) if read == *file && Instant::now() < until => seen = None,
+                Ok(read) if is_written(&read, file, &seen) => return read,
+                Ok(read) => seen = Some(read),
                 Err(failure) if Instant::now() >= until => {
                     let told = Told::Failure(failure.to_string(), failure);
                     // Standard error takes it; the outcome is nothing to be written.
@@ -116,6 +119,11 @@ impl Watching<'_> {
     }
 }
 
+/// Whether a file that was read is whole, and not just being written: it is as it was applied, or as the last look found it.
+fn is_written(read: &File, applied: &File, seen: &Option<File>) -> bool {
+    read == applied || seen.as_ref() == Some(read)
+}
+
 /// What was told last.
 enum Told {
     Nothing,
@@ -126,4 +134,28 @@ enum Told {
 /// Whether waiting may help.
 fn can_pass(failure: &Failure) -> bool {
     matches!(failure, Failure::Manifest { .. } | Failure::Refused(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_being_written_is_not_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deployment.toml");
+        let look = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            File::read(&path).unwrap()
+        };
+        let applied = look("[tenant]\nid = \"alice\"\n[[pools]]\n");
+        assert!(is_written(&look("[tenant]\nid = \"alice\"\n[[pools]]\n"), &applied, &None));
+        let mut seen = None;
+        for content in ["", "[tenant]\nid = \"alice\"", "[tenant]\nid = \"alice\"\n[[pools]]\nid = \"w\""] {
+            let read = look(content);
+            assert!(!is_written(&read, &applied, &seen), "{content}");
+            seen = Some(read);
+        }
+        assert!(is_written(&File::read(&path).unwrap(), &applied, &seen));
+    }
 }
