@@ -75,7 +75,7 @@ pub enum ChangeOf {
 pub struct PortChanges {
     /// These come.
     pub add: Vec<Publish>,
-    /// These go: the port, and the address where that is not the usual one.
+    /// These go: the port, and the address where the port is published at several.
     pub remove: Vec<(Option<Ipv4Addr>, u16)>,
 }
 
@@ -164,14 +164,21 @@ fn change_pool(pool: &mut Section, keys: &KeyChanges) {
 fn change_ports(document: &mut Document, present: &Deployment, ports: &PortChanges) -> Result<(), Problem> {
     let mut all: Vec<&Publish> = present.publish.iter().collect();
     for (bind, port) in &ports.remove {
-        let before = all.len();
-        all.retain(|publish| publish.port != *port || bind.is_some_and(|bind| bind != publish.bind));
-        if all.len() == before {
-            let address = bind.map_or_else(|| port.to_string(), |bind| format!("{bind}:{port}"));
-            return Err(Problem::new(
-                "unpublish",
-                format!("{address} is not published by {}", present.tenant),
-            ));
+        let meant = |publish: &Publish| publish.port == *port && bind.is_none_or(|bind| bind == publish.bind);
+        let address = |bind: Ipv4Addr| format!("{bind}:{port}");
+        let found: Vec<String> =
+            all.iter().filter(|publish| meant(publish)).map(|publish| address(publish.bind)).collect();
+        match found.as_slice() {
+            [] => {
+                let what = bind.map_or_else(|| port.to_string(), address);
+                let message = format!("{what} is not published by {}", present.tenant);
+                return Err(Problem::new("unpublish", message));
+            }
+            [_] => all.retain(|publish| !meant(publish)),
+            several => {
+                let message = format!("{port} is ambiguous: say which of {}", several.join(", "));
+                return Err(Problem::new("unpublish", message));
+            }
         }
     }
     for publish in &ports.add {
@@ -352,6 +359,17 @@ target = { pool_id = "workers", instance_selector = "any", target_port = 80 }
         let elsewhere = (Some("0.0.0.0".parse().unwrap()), 8080);
         let gone = tenant(PortChanges { add: vec![], remove: vec![elsewhere] }, none());
         assert_eq!(refused(&gone), "unpublish: 0.0.0.0:8080 is not published by alice");
+        let mut twice = present();
+        twice.publish.push(Publish { bind: [127, 0, 0, 2].into(), ..port(8080, 80) });
+        let unpublish = |bind: Option<Ipv4Addr>| {
+            let ports = PortChanges { add: vec![], remove: vec![(bind, 8080)] };
+            tenant(ports, none()).apply(&twice, 1).map(|wanted| wanted.publish)
+        };
+        assert_eq!(
+            unpublish(None).unwrap_err().to_string(),
+            "unpublish: 8080 is ambiguous: say which of 127.0.0.1:8080, 127.0.0.2:8080"
+        );
+        assert_eq!(unpublish(Some(Publish::DEFAULT_BIND)).unwrap(), twice.publish[1..]);
 
         let route = |text: &str| text.parse::<Table>().unwrap();
         let target = "target = { pool_id = 'workers', instance_selector = 'any', target_port = 80 }";

@@ -76,11 +76,11 @@ impl Deployment {
             in_range(&key("port"), publish.port, &PORT)?;
             in_range(&key("target_port"), publish.target_port, &PORT)?;
             self.pool_exists(&key("pool"), &publish.pool)?;
-            let earlier = self.publish[..index].iter().position(|other| publish.collides_with(other));
+            let earlier = self.publish[..index].iter().find(|other| publish.collides_with(other));
             if let Some(earlier) = earlier {
                 let message = format!(
-                    "{}:{} is taken already by publish[{earlier}]: choose another port",
-                    publish.bind, publish.port
+                    "{}:{} is taken already by {}:{}: choose another port",
+                    publish.bind, publish.port, earlier.bind, earlier.port
                 );
                 return Err(Problem::new(key("port"), message));
             }
