@@ -236,9 +236,9 @@ fn others_go_on_while_machines_are_restarted() {
     lab.wait_for("it works", || lab.info(WORKERS)["holds"] == 1);
     let mut restarting = lab.mvm_beside(&["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
     let acts = || lab.json(&["instance", "list"])[0]["act"].clone();
-    lab.wait_for("it waits for the work", || acts() == "stop");
+    lab.wait_for("it waits for the work", || acts() == "stopping");
     lab.mvm(&["tenant", "create", "bob"]);
-    assert_eq!((acts(), restarting.try_wait().unwrap()), (json!("stop"), None));
+    assert_eq!((acts(), restarting.try_wait().unwrap()), (json!("stopping"), None));
     lab.host().run("kill", &["-INT", &work.id().to_string()]);
     work.wait().unwrap();
     assert!(restarting.wait().unwrap().success());

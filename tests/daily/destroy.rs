@@ -89,7 +89,7 @@ fn nothing_of_a_pool_that_is_being_destroyed_is_begun_by_the_next_agent() {
     let point = "pool-destroy:marked";
     lab.restart_agent_with(&[("MVM_KILL_AT", point)]);
     let mut starting = lab.mvm_beside(&["instance", "start", POOL]);
-    lab.wait_for("it starts", || lab.json(&["instance", "list"])[0]["act"] == "start");
+    lab.wait_for("it starts", || lab.json(&["instance", "list"])[0]["act"] == "starting");
     die_in(&mut lab, point, &["pool", "destroy", POOL, "--force"]);
     starting.wait().unwrap();
     lab.start_agent();

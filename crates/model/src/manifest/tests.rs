@@ -268,7 +268,7 @@ const MISTAKES: &[Mistake] = &[
     ("pool = \"gateways\"", "pool = \"gate\"", 25, "publish[0].pool", "no pool `gate`; defined here: gateways, workers"),
     ("pool_id = \"workers\"", "pool_id = \"w\"", 30, "routes[0].target.pool_id", "there is no pool `w`"),
     ("[[routes]]", "[[publish]]\nport = 8080\npool = 'workers'\ntarget_port = 1\nbind = '0.0.0.0'\n[[routes]]",
-        28, "publish[1].port", "0.0.0.0:8080 is taken already by publish[0]"),
+        28, "publish[1].port", "0.0.0.0:8080 is taken already by 127.0.0.1:8080"),
     ("port = 8081, path_prefix = \"/\"", "", 29, "routes[0].match_rule", "matches everything"),
     ("[secrets]", "limits = { idle_seconds = 0 }\n[secrets]", 31, "routes[0].limits.idle_seconds", "1 to 86400"),
     ("[secrets]", "limits = { idle_second = 1 }\n[secrets]", 31, "routes[0].limits.idle_second",
