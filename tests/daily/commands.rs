@@ -130,6 +130,26 @@ fn a_mistake_is_told_at_its_flag_and_changes_nothing() {
 }
 
 #[test]
+fn a_port_is_moved_where_its_new_place_is_free() {
+    let lab = Lab::new();
+    run(&lab, "tenant create alice");
+    run(&lab, "pool create alice/workers --vcpus 1 --mem-mib 192");
+    run(&lab, "tenant update alice -p 8080:workers:80");
+    let before = written(&lab, "alice");
+    let taken = lab.host().inside(|| std::net::TcpListener::bind("127.0.0.2:8080").unwrap());
+    let moved = "tenant update alice --unpublish 8080 -p 0.0.0.0:8080:workers:80";
+    let told = fails(&lab, moved);
+    assert!(told.contains("error: --publish: 0.0.0.0:8080 cannot be published: another process"), "{told}");
+    let listening = || lab.host().run("ss", &["-Hltn"]);
+    assert!(written(&lab, "alice") == before && listening().contains("127.0.0.1:8080 "));
+    drop(taken);
+    run(&lab, moved);
+    assert!(listening().contains("0.0.0.0:8080 ") && !listening().contains("127.0.0.1:8080 "));
+    run(&lab, "tenant update alice --unpublish 8080 -p 8080:workers:80");
+    assert!(!listening().contains("0.0.0.0:8080 ") && listening().contains("127.0.0.1:8080 "));
+}
+
+#[test]
 fn one_more_instance_is_made_where_quota_and_subnet_have_room_and_one_that_is_destroyed_is_not_wanted() {
     let lab = Lab::new();
     // Four addresses.

@@ -9,7 +9,10 @@ use std::time::Duration;
 use mvm_model::manifest::Publish;
 use mvm_model::{InstanceSelector, Role, TenantId};
 use mvm_protocol::proxy;
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_socket_reuseaddr, set_socket_reuseport, set_tcp_keepidle,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -43,6 +46,7 @@ pub struct Publishing {
 struct Listener {
     tenant: TenantId,
     publish: Publish,
+    socket: Arc<TcpListener>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -59,7 +63,8 @@ pub fn address(publish: &Publish) -> SocketAddrV4 {
 }
 
 impl Publishing {
-    /// Takes a port, so that nobody else can until it is opened; `None` if the tenant has it already, to whatever end.
+    /// Takes a port, so that nobody else can until it is opened; `None` if the tenant has it already, to whatever end, or has
+    /// to give up what is in its way first and could take it then.
     ///
     /// # Errors
     /// [`PortTaken`], naming the owner where it is a tenant.
@@ -71,8 +76,13 @@ impl Publishing {
             if let Some(other) = in_the_way().find(|other| other.tenant != *tenant) {
                 return Err(PortTaken { bind, why: format!("tenant {} has it", other.tenant) });
             }
-            if in_the_way().next().is_some() {
+            let own: Vec<&TcpListener> = in_the_way().map(|own| &*own.socket).collect();
+            if listeners.contains_key(&bind) {
                 return Ok(None);
+            }
+            if !own.is_empty() {
+                let free = could_listen(bind, &own);
+                return free.map(|()| None).map_err(|error| PortTaken { bind, why: describe(&error) });
             }
         }
         let listener = std::net::TcpListener::bind(bind)
@@ -90,19 +100,17 @@ impl Publishing {
         if let Err(error) = kept {
             tracing::warn!(port = publish.port, %error, "clients that vanish will not be noticed");
         }
-        let listener = match TcpListener::from_std(listener) {
-            Ok(listener) => listener,
+        let socket = match TcpListener::from_std(listener) {
+            Ok(listener) => Arc::new(listener),
             Err(error) => {
                 tracing::error!(port = publish.port, %error, "a published port could not be opened");
                 return;
             }
         };
-        let task = tokio::spawn(listen(Arc::clone(agent), tenant.clone(), publish.clone(), listener));
+        let listening = listen(Arc::clone(agent), tenant.clone(), publish.clone(), Arc::clone(&socket));
+        let task = AbortOnDropHandle::new(tokio::spawn(listening));
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.insert(
-            address(&publish),
-            Listener { tenant: tenant.id.clone(), publish, task: AbortOnDropHandle::new(task) },
-        );
+        listeners.insert(address(&publish), Listener { tenant: tenant.id.clone(), publish, socket, task });
     }
 
     /// Opens every port of a tenant that is not open; gives those that somebody else took meanwhile.
@@ -134,10 +142,11 @@ impl Publishing {
             };
             listeners.extract_if(unwanted).map(|(_, listener)| listener).collect()
         };
-        for Listener { task, .. } in closed {
+        for Listener { task, socket, .. } in closed {
             task.abort();
-            // Its socket goes with the task, which ends as one that was told to.
+            // The task ends as one that was told to, and has the socket until then, too.
             let _ = task.await;
+            drop(socket);
         }
     }
 }
@@ -150,7 +159,24 @@ fn describe(error: &std::io::Error) -> String {
     }
 }
 
-async fn listen(agent: Arc<Agent>, tenant: TenantRow, publish: Publish, listener: TcpListener) {
+/// Whether an address could be listened on if one's own that are in its way were closed. They go on meanwhile: a moment in
+/// which the kernel lets them share the port tells it.
+fn could_listen(bind: SocketAddrV4, own: &[&TcpListener]) -> std::io::Result<()> {
+    let share = |on: bool| own.iter().try_for_each(|own| set_socket_reuseport(own, on));
+    let shared = share(true).and_then(|()| listen_beside(bind));
+    share(false).and(shared).map_err(Into::into)
+}
+
+fn listen_beside(bind: SocketAddrV4) -> rustix::io::Result<()> {
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_reuseaddr(&socket, true)?;
+    set_socket_reuseport(&socket, true)?;
+    rustix::net::bind(&socket, &bind)?;
+    // An address that is part of one's own is free of others, and connections to it are not to come here.
+    if bind.ip().is_unspecified() { rustix::net::listen(&socket, 1) } else { Ok(()) }
+}
+
+async fn listen(agent: Arc<Agent>, tenant: TenantRow, publish: Publish, listener: Arc<TcpListener>) {
     // Connections end with their listener: one that stayed would keep a destroyed tenant's namespace alive.
     let mut connections = JoinSet::new();
     loop {
@@ -206,4 +232,34 @@ async fn carry(
         () = machine.lost_memory() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whether_ones_own_port_can_be_moved_is_found_out_while_it_is_open() {
+        let at = |last: u8, port: u16| SocketAddrV4::new([127, 0, 0, last].into(), port);
+        let everywhere = |port: u16| SocketAddrV4::new([0, 0, 0, 0].into(), port);
+        let own = TcpListener::bind(at(2, 0)).await.unwrap();
+        let port = own.local_addr().unwrap().port();
+        could_listen(everywhere(port), &[&own]).unwrap();
+        let foreign = std::net::TcpListener::bind(at(3, port)).unwrap();
+        let taken = could_listen(everywhere(port), &[&own]).unwrap_err();
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+        drop(foreign);
+        could_listen(everywhere(port), &[&own]).unwrap();
+        // Nobody shares it afterwards, and it is open still.
+        let beside = std::net::TcpListener::bind(everywhere(port)).unwrap_err();
+        assert_eq!(beside.kind(), std::io::ErrorKind::AddrInUse);
+        TcpStream::connect(at(2, port)).await.unwrap();
+        drop(own);
+
+        let own = TcpListener::bind(everywhere(0)).await.unwrap();
+        let port = own.local_addr().unwrap().port();
+        could_listen(at(2, port), &[&own]).unwrap();
+        let none = could_listen(SocketAddrV4::new([192, 0, 2, 1].into(), port), &[&own]).unwrap_err();
+        assert_eq!(none.kind(), std::io::ErrorKind::AddrNotAvailable);
+    }
 }
