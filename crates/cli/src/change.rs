@@ -307,7 +307,8 @@ fn at_flag(flag: &str, message: &str) -> Failure {
     Failure::NotDone(format!("--{flag}: {message}"))
 }
 
-/// A problem of a key, at the flag that gave it. One of a tenant's other keys says by itself what it is about.
+/// A problem of a key, at the flag that gave it. One of a tenant's other keys says by itself what it is about; what is wrong
+/// with other pools, ports and routes comes with their names.
 fn told(of: &ChangeOf, key: &str, message: &str) -> Failure {
     match flag(of, key) {
         Some(flag) => at_flag(&flag, message),

@@ -9,6 +9,7 @@ use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode};
 use super::basis::Basis;
 use super::begin::bring_about;
 use super::images;
+use super::naming::by_name;
 use super::plan::{Plan, Present};
 use super::restart::{Restarts, restart};
 use super::secrets::{Sealed, Secrets};
@@ -31,21 +32,14 @@ pub async fn apply(
     let changing = agent.changing.lock().await;
     preflight(agent).await?;
     let present = present(agent, request.tenant()).await?;
-    let wish = request.wish(&present)?;
+    let mut wish = request.wish(&present)?;
     wish.admit(agent, &present)?;
-    let Wish { deployment: wanted, secrets, kept, about, mode, .. } = wish;
-    // Ports first: cheap to refuse, and held from here on.
-    let bound = bind_ports(agent, &wanted)?;
-    // What cannot be is said before images are built, as far as it does not depend on them.
-    Plan::make(&present, &wanted, &kept).map_err(at_key)?;
-    let secrets = Secrets::look(agent, &wanted.tenant, secrets).await?;
-    secrets.check(&wanted)?;
-    let revisions = images::of_pools(agent, &wanted, kept, mode.dry_run, events).await?;
-    let mut plan = Plan::make(&present, &wanted, &revisions).map_err(at_key)?;
-    plan.keep_to(&about);
-    if present.tenant.is_some() {
-        plan.changes.extend(secrets.changes().into_iter().map(|how| (wanted.tenant.to_string(), how)));
-    }
+    let Prepared { bound, secrets, plan } =
+        prepare(agent, &present, &mut wish, events).await.map_err(|error| match &wish.command {
+            Some(command) => by_name(command, &wish.deployment, error),
+            None => error,
+        })?;
+    let Wish { deployment: wanted, mode, .. } = wish;
     if mode.dry_run {
         return Ok(tell(&present, wanted, plan, mode.restart, events));
     }
@@ -69,6 +63,36 @@ pub async fn apply(
     }
     problems.tell()?;
     Ok(plan.changes.len() + restarted.len())
+}
+
+/// All that can be refused was not.
+struct Prepared {
+    bound: Vec<Bound>,
+    secrets: Secrets,
+    plan: Plan,
+}
+
+async fn prepare(
+    agent: &Arc<Agent>,
+    present: &Present,
+    wish: &mut Wish,
+    events: &Events,
+) -> Result<Prepared, ApiError> {
+    let wanted = &wish.deployment;
+    // Ports first: cheap to refuse, and held from here on.
+    let bound = bind_ports(agent, wanted)?;
+    // What cannot be is said before images are built, as far as it does not depend on them.
+    Plan::make(present, wanted, &wish.kept).map_err(at_key)?;
+    let secrets = Secrets::look(agent, &wanted.tenant, wish.secrets.take()).await?;
+    secrets.check(wanted)?;
+    let kept = std::mem::take(&mut wish.kept);
+    let revisions = images::of_pools(agent, wanted, kept, wish.mode.dry_run, events).await?;
+    let mut plan = Plan::make(present, wanted, &revisions).map_err(at_key)?;
+    plan.keep_to(&wish.about);
+    if present.tenant.is_some() {
+        plan.changes.extend(secrets.changes().into_iter().map(|how| (wanted.tenant.to_string(), how)));
+    }
+    Ok(Prepared { bound, secrets, plan })
 }
 
 /// What would be, and nothing of it is done.

@@ -6,6 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `wish` | what is wanted: as a manifest says it, or what there is with a command's change |
+//! | `naming` | what is wrong with it, where a command said it |
 //! | `plan` | what that changes: a pure comparison |
 //! | `images`, `secrets` | revisions of pools' images; secrets compared and sealed |
 //! | `apply`, `basis` | the commit, of what was compared with what is still there |
@@ -15,6 +16,7 @@ mod apply;
 mod basis;
 mod begin;
 mod images;
+mod naming;
 mod plan;
 mod restart;
 mod secrets;

@@ -6,6 +6,7 @@ use mvm_model::{PoolId, RoutingTable};
 use mvm_protocol::api::{ApiError, ChangeRequest, DeployMode, DeployRequest, ErrorCode, SecretValue};
 
 use super::images::Revisions;
+use super::naming::by_name;
 use super::plan::{About, Present};
 use super::{at_key, failed};
 use crate::agent::{Agent, AgentError};
@@ -30,6 +31,8 @@ pub(super) struct Wish {
     pub(super) kept: Revisions,
     pub(super) about: About,
     pub(super) mode: DeployMode,
+    /// The command that said it.
+    pub(super) command: Option<ChangeOf>,
 }
 
 impl Request {
@@ -51,19 +54,34 @@ impl Request {
 
     pub(super) fn wish(self, present: &Present) -> Result<Wish, ApiError> {
         match self {
-            Request::Manifest(DeployRequest { deployment, secrets, mode }) => {
-                Ok(Wish { deployment, secrets, kept: Revisions::new(), about: About::All, mode })
-            }
+            Request::Manifest(DeployRequest { deployment, secrets, mode }) => Ok(Wish {
+                deployment,
+                secrets,
+                kept: Revisions::new(),
+                about: About::All,
+                mode,
+                command: None,
+            }),
             Request::Change(ChangeRequest { change, mode }) => {
-                let deployment = changed(&change, present)?;
+                let deployment = changed(&change, present).map_err(|error| {
+                    let mut known =
+                        present.deployment().unwrap_or_else(|| Deployment::empty(change.tenant.clone()));
+                    // Where ports and routes are in what the command makes of it, it alone can be wrong about them.
+                    (known.publish, known.routes.routes) = (Vec::new(), Vec::new());
+                    by_name(&change.of, &known, error)
+                })?;
                 let kept = kept(&deployment, &present.pools);
-                let about = match change.of {
+                let about = match &change.of {
                     ChangeOf::Tenant { .. } => About::Tenant,
-                    ChangeOf::Pool { pool, .. } => About::Pool(pool),
-                    ChangeOf::Instance { pool, asleep: true } => About::Instance(pool, Goal::Sleeping),
-                    ChangeOf::Instance { pool, asleep: false } => About::Instance(pool, Goal::Running),
+                    ChangeOf::Pool { pool, .. } => About::Pool(pool.clone()),
+                    ChangeOf::Instance { pool, asleep: true } => {
+                        About::Instance(pool.clone(), Goal::Sleeping)
+                    }
+                    ChangeOf::Instance { pool, asleep: false } => {
+                        About::Instance(pool.clone(), Goal::Running)
+                    }
                 };
-                Ok(Wish { deployment, secrets: None, kept, about, mode })
+                Ok(Wish { deployment, secrets: None, kept, about, mode, command: Some(change.of) })
             }
         }
     }
