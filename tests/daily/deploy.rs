@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use mvm_harness::{Echo, Lab, Value, assert_tidy, checkout, freeze, json, kill_at};
+use mvm_harness::{Echo, Lab, Value, assert_tidy, checkout, die_in, freeze, json, kill_at};
 
 const WORKERS: &str = "alice/workers";
 
@@ -251,10 +251,14 @@ fn a_restart_that_the_next_agent_could_not_finish_can_be_given_up() {
     let manifest = manifest(0, 1, 0, "").replace("id = \"alice\"", "id = \"alice\"\nquotas.max_running = 1");
     let publish = "[[publish]]\nport = 8080\npool = \"workers\"\ntarget_port = 80\n";
     lab.deploy(&format!("{manifest}{publish}"));
+    let point = "stop:begun";
+    lab.restart_agent_with(&[("MVM_KILL_AT", point)]);
+    lab.settle();
     // One that is to begin, as soon as nothing else runs.
     let refused = lab.mvm_fails(&["pool", "update", "alice/gateways", "--sleeping", "1"]);
     assert!(refused.contains("max_running = 1 is too small"), "{refused}");
-    kill_at(&mut lab, "stop:begun", &["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
+    die_in(&mut lab, point, &["pool", "update", WORKERS, "--mem-mib", "208", "--restart"]);
+    lab.start_agent();
     lab.settle();
     assert_eq!((lab.state("alice/gateways"), lab.state(WORKERS)), ("sleeping".into(), "stopped".into()));
 
