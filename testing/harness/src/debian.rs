@@ -38,6 +38,8 @@ impl Debian {
         let first = first_child(holder.id());
         let debian = Self { folder, network, holder, first };
         let inside = |part: &str| path(&root.join(part));
+        // What is a root has to be a mount.
+        debian.enter(&["mount", "--bind", &path(&root), &path(&root)]);
         debian.enter(&["mount", "-t", "proc", "proc", &inside("proc")]);
         for (from, to) in [("/dev", "dev"), ("/sys", "sys")] {
             debian.enter(&["mount", "--rbind", from, &inside(to)]);
