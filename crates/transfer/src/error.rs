@@ -73,6 +73,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a file is not there.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// For a file at this path.
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

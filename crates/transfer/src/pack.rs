@@ -14,6 +14,8 @@ use crate::{Error, Result};
 const BLOCK: u64 = 512;
 /// The name that what is copied has in its stream where it has none of its own.
 const UNNAMED: &str = "content";
+/// What is left out because it is not there any more.
+const GONE: &str = "file that went away";
 
 /// Something that is to be copied.
 #[derive(Debug, Clone)]
@@ -24,7 +26,7 @@ pub struct Source {
     is_folder: bool,
 }
 
-/// What was not copied, because it is no file, folder or symbolic link.
+/// What was not copied, because it is no file, folder or symbolic link, or went away while its folder was copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
     /// Its path.
@@ -80,6 +82,7 @@ impl Source {
     pub fn measure(&self) -> Result<u64> {
         let mut total = 2 * BLOCK;
         self.walk(|_, _, found| {
+            let Some(found) = found else { return Ok(()) };
             let content = if found.is_file() { found.len().next_multiple_of(BLOCK) } else { 0 };
             total += BLOCK + content;
             Ok(())
@@ -97,36 +100,47 @@ impl Source {
         let top = PathBuf::from(self.name.as_deref().unwrap_or(OsStr::new(UNNAMED)));
         self.walk(|path, below, found| {
             let name = if below == Path::new("") { top.clone() } else { top.join(below) };
-            match special(found) {
-                Some(kind) => left_out.push(LeftOut { path: path.to_owned(), kind }),
-                None => add(&mut archive, path, &name, found)?,
+            match (found, found.map_or(Some(GONE), special)) {
+                (Some(found), None) => add(&mut archive, path, &name, found),
+                (_, kind) => {
+                    left_out.extend(kind.map(|kind| LeftOut { path: path.to_owned(), kind }));
+                    Ok(())
+                }
             }
-            Ok(())
         })?;
         let mut to = archive.into_inner().map_err(Error::BrokenOff)?;
         to.flush().map_err(Error::BrokenOff)?;
         Ok(left_out)
     }
 
-    /// Visits it and everything below it, folders before what is in them: path, path below it, and what it is.
-    fn walk(&self, mut visit: impl FnMut(&Path, &Path, &Metadata) -> Result<()>) -> Result<()> {
+    /// Visits it and everything below it, folders before what is in them: path, path below it, and what it is; nothing of what
+    /// went away since its folder was read.
+    fn walk(&self, mut visit: impl FnMut(&Path, &Path, Option<&Metadata>) -> Result<()>) -> Result<()> {
         let mut left = vec![PathBuf::new()];
         while let Some(below) = left.pop() {
             let is_top = below == Path::new("");
             let path = if is_top { self.path.clone() } else { self.path.join(&below) };
             let found = if is_top && self.is_folder { path.metadata() } else { path.symlink_metadata() };
-            let found = found.map_err(Error::at(&path))?;
-            visit(&path, &below, &found)?;
-            if found.is_dir() {
-                let entries = fs::read_dir(&path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-                let mut names: Vec<_> =
-                    entries.map_err(Error::at(&path))?.iter().map(fs::DirEntry::file_name).collect();
-                names.sort_by(|a, b| b.cmp(a));
-                left.extend(names.into_iter().map(|name| below.join(name)));
+            let visited = found.map_err(Error::at(&path)).and_then(|found| {
+                visit(&path, &below, Some(&found))?;
+                if found.is_dir() { names_in(&path) } else { Ok(Vec::new()) }
+            });
+            match visited {
+                Ok(names) => left.extend(names.into_iter().map(|name| below.join(name))),
+                Err(error) if !is_top && error.is_absence() => visit(&path, &below, None)?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+}
+
+/// What is in a folder, the last name first.
+fn names_in(folder: &Path) -> Result<Vec<OsString>> {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut names: Vec<_> = entries.map_err(Error::at(folder))?.iter().map(fs::DirEntry::file_name).collect();
+    names.sort_by(|a, b| b.cmp(a));
+    Ok(names)
 }
 
 fn special(found: &Metadata) -> Option<&'static str> {

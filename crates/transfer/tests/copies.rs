@@ -216,6 +216,40 @@ fn what_is_no_file_is_left_out_and_named() {
     assert!(matches!(Source::find(&socket), Err(Error::Unsupported { kind: "socket", .. })));
 }
 
+/// Removes what comes next in a folder when what the first file in it holds has come.
+struct Removing<'a>(&'a Path);
+
+impl std::io::Write for Removing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes == b"a's own" {
+            fs::remove_file(self.0.join("b"))?;
+            fs::remove_dir(self.0.join("c"))?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_goes_away_meanwhile_is_left_out_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "d"] {
+        fs::write(folder.path().join(name), format!("{name}'s own")).unwrap();
+    }
+    fs::create_dir(folder.path().join("c")).unwrap();
+    let source = Source::find(folder.path()).unwrap();
+    let left_out = source.pack(Removing(folder.path())).unwrap();
+    let gone: Vec<_> = left_out.iter().map(|left| (left.path.clone(), left.kind)).collect();
+    let kind = "file that went away";
+    assert_eq!(gone, [(folder.path().join("b"), kind), (folder.path().join("c"), kind)]);
+    // What was asked for itself must be there.
+    fs::remove_dir_all(folder.path()).unwrap();
+    assert!(source.pack(Vec::new()).is_err());
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_unpacked_or_refused_and_stay_inside(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
