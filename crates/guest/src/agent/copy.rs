@@ -15,7 +15,7 @@ use super::session::say_goodbye;
 /// A copy that was found possible.
 pub(super) enum Copy {
     In(Target),
-    Out(Source, u64),
+    Out(Source),
 }
 
 /// Looks where a copy goes, or what it is of. Blocks.
@@ -25,9 +25,7 @@ pub(super) fn start(path: &str, direction: CopyDirection) -> Result<Copy, String
     }
     let path = Path::new(path);
     let found = match direction {
-        CopyDirection::Out => {
-            Source::find(path).and_then(|source| source.measure().map(|bytes| Copy::Out(source, bytes)))
-        }
+        CopyDirection::Out => Source::find(path).map(Copy::Out),
         CopyDirection::In { what } => match what {
             Copied::File(name) => Target::find(path, Some(OsStr::new(&name)), false),
             Copied::Folder(name) => Target::find(path, name.as_deref().map(OsStr::new), true),
@@ -44,7 +42,7 @@ impl Copy {
         let (mut input, mut output) = tokio::io::split(stream);
         let copied = match self {
             Copy::In(target) => receive(target, &mut input).await,
-            Copy::Out(source, bytes) => send(source, bytes, &mut output).await,
+            Copy::Out(source) => send(source, &mut output).await,
         };
         let Some(copied) = copied else { return };
         let code = if copied.is_ok() { 0 } else { 1 };
@@ -117,7 +115,14 @@ async fn feed(input: &mut ReadHalf<Stream>, pieces: Pieces) -> std::io::Result<(
     }
 }
 
-async fn send(source: Source, bytes: u64, output: &mut WriteHalf<Stream>) -> Outcome {
+async fn send(source: Source, output: &mut WriteHalf<Stream>) -> Outcome {
+    // Takes its time where there is much: whoever asked knows by now that it goes on.
+    let measured = source.clone();
+    let bytes = match spawn_blocking(move || measured.measure()).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => return Some(Err(error.to_string())),
+        Err(ended) => return Some(Err(ended.to_string())),
+    };
     say(output, &CopyNote::Begins { is_folder: source.is_folder(), bytes }).await.ok()?;
     let (archive, mut pieces) = pieces_from();
     let packing = spawn_blocking(move || source.pack(archive));

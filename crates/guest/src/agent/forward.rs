@@ -1,12 +1,15 @@
 //! Forward: a connection to a port of this machine's loopback, as records.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use mvm_protocol::Stream;
 use mvm_protocol::record::{self, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
 
 use super::session::say_goodbye;
 use crate::error::{Doing as _, Result};
@@ -14,9 +17,15 @@ use crate::error::{Doing as _, Result};
 /// What one read takes.
 const READ_SIZE: usize = 32 * 1024;
 
+/// How long a service may take to accept a connection: one whose queue is full does not even say that it is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Connects to a port.
-pub(super) async fn connect(port: u16) -> Result<TcpStream> {
-    let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+pub(super) async fn connect(port: u16, within: Duration) -> Result<TcpStream> {
+    let connected = timeout(within, TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await;
+    let connected = connected.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("the service has not accepted in {within:?}")))
+    });
     let server = connected.doing(format_args!("connecting to 127.0.0.1:{port} in the machine"))?;
     server.set_nodelay(true).doing("setting up a connection")?;
     Ok(server)
@@ -52,5 +61,27 @@ async fn receive(from_server: &mut OwnedReadHalf, output: &mut WriteHalf<Stream>
             0 => return record::write(output, &Record::Eof).await,
             count => record::write(output, &Record::Stdout(buffer[..count].to_vec())).await?,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_service_that_does_not_accept_is_not_waited_for_without_end() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let within = Duration::from_millis(300);
+        let mut waiting = Vec::new();
+        let full = loop {
+            match connect(port, within).await {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(full.ends_with("the service has not accepted in 300ms"), "{full}");
     }
 }

@@ -35,7 +35,8 @@ pub(super) async fn serve(mut stream: Stream, machine: &Arc<Machine>) {
                     Err(failure) => error(failure),
                 }
             }
-            Ok(Some(GuestRequest::Forward { port })) => match forward::connect(port).await {
+            Ok(Some(GuestRequest::Forward { port })) => match forward::connect(port, forward::PATIENCE).await
+            {
                 Ok(server) => return started(stream, |stream| forward::serve(stream, server)).await,
                 Err(failure) => error(failure),
             },
