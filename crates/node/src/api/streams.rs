@@ -1,5 +1,7 @@
 //! What goes on as a stream of records between a client and a guest: programs, copies, connections.
 
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -13,6 +15,8 @@ use mvm_protocol::Stream;
 use mvm_protocol::api::{CopyRequest, ErrorCode, ExecRequest, ForwardRequest, UPGRADE, WOKEN};
 use mvm_protocol::control::{GuestReply, GuestRequest};
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, copy_buf};
+use tokio::time::timeout;
 
 use super::instances::{Address, find};
 use super::{Failure, Shared, fault};
@@ -20,6 +24,8 @@ use crate::machine::{Asker, Lease, Machine};
 
 /// How long a guest may take to begin with something, on a busy host.
 const BEGIN: Duration = Duration::from_secs(20);
+/// How long a guest may say nothing when its client is gone.
+const GUEST_ALONE: Duration = Duration::from_secs(30);
 /// How many bytes are carried at once.
 const PIECE: usize = 64 * 1024;
 
@@ -64,13 +70,11 @@ async fn connect<T: DeserializeOwned>(
 ) -> Result<Response, Failure> {
     let (wanted, upgrade) = upgrading(request).await?;
     let woken = wake_for(machine).await?;
-    let (mut stream, lease) = begin(machine, ask(wanted), name).await?;
+    let (stream, lease) = begin(machine, ask(wanted), name).await?;
     tokio::spawn(async move {
-        let _lease = lease;
         if let Ok(client) = upgrade.await {
-            let mut client = TokioIo::new(client);
             // Either side may go first; the other then sees its end.
-            let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut stream, PIECE, PIECE).await;
+            let _ = carry(TokioIo::new(client), stream, lease, GUEST_ALONE).await;
         }
     });
     let mut response = upgraded();
@@ -78,6 +82,43 @@ async fn connect<T: DeserializeOwned>(
         response.headers_mut().insert(WOKEN, HeaderValue::from(millis));
     }
     Ok(response)
+}
+
+/// Carries bytes until both directions have ended. A client says with a record that it has nothing more to say: where its
+/// direction ends it is gone, the machine need not stay awake for it (which ends the lease), and a guest that says nothing
+/// for `alone` is not waited for.
+async fn carry<L>(
+    client: impl AsyncRead + AsyncWrite,
+    guest: impl AsyncRead + AsyncWrite,
+    lease: L,
+    alone: Duration,
+) -> io::Result<()> {
+    let (from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_guest, mut to_guest) = tokio::io::split(guest);
+    let client_is_gone = AtomicBool::new(false);
+    let up = async {
+        let copied = copy_buf(&mut BufReader::with_capacity(PIECE, from_client), &mut to_guest).await;
+        client_is_gone.store(true, Ordering::Relaxed);
+        drop(lease);
+        copied?;
+        to_guest.shutdown().await
+    };
+    let down = async {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let length = match timeout(alone, from_guest.read(&mut piece)).await {
+                Ok(length) => length?,
+                Err(_) if client_is_gone.load(Ordering::Relaxed) => return Err(ErrorKind::TimedOut.into()),
+                Err(_) => continue,
+            };
+            if length == 0 {
+                return to_client.shutdown().await;
+            }
+            to_client.write_all(&piece[..length]).await?;
+            to_client.flush().await?;
+        }
+    };
+    tokio::try_join!(up, down).map(drop)
 }
 
 pub async fn exec(
@@ -122,4 +163,33 @@ async fn wake_for(machine: &Machine) -> Result<Option<u64>, Failure> {
     let begun = Instant::now();
     machine.run(Asker::Person).await?;
     Ok(Some(u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_keeps_no_machine_and_is_not_waited_for() {
+        let ((mut client, here), (there, mut guest)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        let lease = Arc::new(());
+        let kept = Arc::downgrade(&lease);
+        let alone = Duration::from_millis(100);
+        let carrying = tokio::spawn(carry(here, there, lease, alone));
+        let mut word = [0; 4];
+        // A guest may be silent for longer while its client is there.
+        tokio::time::sleep(alone * 3).await;
+        client.write_all(b"asks").await.unwrap();
+        guest.read_exact(&mut word).await.unwrap();
+        guest.write_all(b"told").await.unwrap();
+        client.read_exact(&mut word).await.unwrap();
+        assert!(kept.upgrade().is_some() && !carrying.is_finished());
+        drop(client);
+        assert_eq!(guest.read(&mut word).await.unwrap(), 0);
+        assert!(kept.upgrade().is_none());
+        // It says nothing, and does not close its side.
+        assert_eq!(carrying.await.unwrap().unwrap_err().kind(), ErrorKind::TimedOut);
+    }
 }
