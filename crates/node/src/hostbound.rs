@@ -13,9 +13,9 @@ use tokio::sync::Semaphore;
 
 use crate::agent::Agent;
 use crate::denials::Denials;
-use crate::machine::{Asker, Lease, Machine, Stay};
+use crate::machine::{Asker, Lease, Machine, Stay, View};
 use crate::session::OnStream;
-use crate::store::{Audit, InstanceRow, Place};
+use crate::store::{Audit, Intent, Place};
 
 /// Serves every stream that one machine opens.
 pub fn serve_all(agent: Arc<Agent>, id: InstanceId, place: Place) -> OnStream {
@@ -255,7 +255,7 @@ pub async fn choose(
             return of_pool
                 .iter()
                 .filter(|machine| machine.wakeable(spec.restart))
-                .min_by_key(|machine| rank(&machine.view().row))
+                .min_by_key(|machine| rank(&machine.view()))
                 .cloned()
                 .ok_or_else(|| nobody(tenant, pool, &of_pool));
         }
@@ -268,16 +268,23 @@ pub async fn choose(
     named.cloned().ok_or_else(|| format!("pool {tenant}/{pool} has no such instance"))
 }
 
-/// Prefers running, then warm, then sleeping; ties go to the lowest id.
-fn rank(row: &InstanceRow) -> (u8, InstanceId) {
-    let by_state = match row.state {
-        InstanceState::Running => 0,
-        InstanceState::Warm => 1,
-        InstanceState::Sleeping => 2,
-        InstanceState::Ready => 3,
-        _ => 4,
-    };
-    (by_state, row.id)
+/// Ties go to the lowest id.
+fn rank(view: &View) -> (u8, InstanceId) {
+    (preference(view.row.state, view.act), view.row.id)
+}
+
+/// Running goes before warm, then comes sleeping. One that is about to leave would come back for the message, or not at all:
+/// it is only better than nothing.
+fn preference(state: InstanceState, act: Option<Intent>) -> u8 {
+    match (act, state) {
+        (Some(Intent::Sleep | Intent::Warm), _) => 4,
+        (Some(Intent::Stop | Intent::Destroy), _) => 6,
+        (_, InstanceState::Running) => 0,
+        (_, InstanceState::Warm) => 1,
+        (_, InstanceState::Sleeping) => 2,
+        (_, InstanceState::Ready) => 3,
+        _ => 5,
+    }
 }
 
 fn nobody(tenant: &TenantId, pool: &PoolId, of_pool: &[Machine]) -> String {
@@ -286,4 +293,28 @@ fn nobody(tenant: &TenantId, pool: &PoolId, of_pool: &[Machine]) -> String {
     }
     let states: Vec<String> = of_pool.iter().map(|m| format!("{} is {}", m.id, m.state())).collect();
     format!("no instance of pool {tenant}/{pool} may be started by a message: {}", states.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_goes_to_one_that_stays_where_there_is_one() {
+        use InstanceState::{Failed, Ready, Running, Sleeping, Warm};
+        let order = [
+            (Running, None),
+            (Warm, None),
+            (Sleeping, None),
+            (Ready, None),
+            (Running, Some(Intent::Sleep)),
+            (Failed, None),
+            (Running, Some(Intent::Stop)),
+        ];
+        assert!(order.is_sorted_by_key(|(state, act)| preference(*state, *act)));
+        let leaving = |act| preference(Running, Some(act));
+        assert!(leaving(Intent::Warm) > preference(Ready, None));
+        assert!(leaving(Intent::Destroy) > preference(Failed, None));
+        assert_eq!(preference(Sleeping, Some(Intent::Wake)), preference(Sleeping, None));
+    }
 }
