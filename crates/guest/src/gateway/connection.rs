@@ -133,7 +133,11 @@ async fn serve_http2(
         ended = connection.as_mut() => return Ok(ended?),
         () = no_more => connection.as_mut().graceful_shutdown(),
     }
-    Ok(connection.await?)
+    // It ends when the client has answered; one that does not has had its time.
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        () = requests.none_for(shared.limits.head) => Ok(()),
+    }
 }
 
 /// The requests of a connection with HTTP/2, each a task.

@@ -112,6 +112,16 @@ async fn who_resets_a_request_gives_its_hold_back() {
 }
 
 #[tokio::test]
+async fn who_answers_nothing_is_let_go() {
+    let limits = Limits { head: Duration::from_millis(200), ..limits() };
+    let setup = Setup::new(&[route("all", "/", 1)], limits, held()).await;
+    let mut client = setup.client().await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let mut all = Vec::new();
+    let _ = soon(tokio::io::AsyncReadExt::read_to_end(&mut client.0, &mut all)).await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_let_go_and_a_busy_one_is_finished_at_the_end() {
     let (service, port) = Service::new().await;
     let limits = Limits { head: Duration::from_millis(200), ..limits() };
