@@ -122,6 +122,7 @@ fn a_log_is_followed_over_restarts_sleeps_and_starts_and_wakes_nobody() {
     let lab = lab();
     let all = Follower::new(&lab, &[]);
     let one = Follower::new(&lab, &["-s", "one", "--tail", "0"]);
+    let new = Follower::new(&lab, &["--tail", "0"]);
     for line in ["==> one <==", "one begins", "", "==> two <==", "two begins"] {
         assert_eq!(all.next(), line);
     }
@@ -146,6 +147,10 @@ fn a_log_is_followed_over_restarts_sleeps_and_starts_and_wakes_nobody() {
     lab.mvm(&["instance", "wake", POOL]);
     tell(&lab, "one", "awake");
     assert_eq!(one.next(), "awake", "what was shown before is not shown again");
+    tell(&lab, "two", "awake too");
+    let lines: Vec<String> =
+        std::iter::repeat_with(|| new.next()).take_while(|line| line != "awake too").collect();
+    assert!(!lines.contains(&"two begins".to_owned()), "nor what was left out: {lines:?}");
     lab.mvm(&["instance", "stop", POOL]);
     told("stopped");
     lab.mvm(&["instance", "start", POOL]);

@@ -16,13 +16,14 @@ use mvm_protocol::Stream;
 use mvm_protocol::api::{ErrorCode, LogsRequest};
 use mvm_protocol::control::{GuestRequest, LogPlace, LogPosition};
 use mvm_protocol::record::{self, Record};
-use tokio::io::{AsyncReadExt as _, WriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, WriteHalf};
 
 use super::instances::{Address, find};
 use super::streams::{begin, upgraded, upgrading};
 use super::{Failure, Shared, fault};
 use crate::agent::Agent;
 use crate::machine::{Lease, Machine};
+use crate::store::now_millis;
 
 /// How often it is looked whether a console has grown.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
@@ -32,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const ATTEMPTS: u32 = 10;
 /// More services than any machine has: a guest cannot make the agent remember more.
 const MOST_SERVICES: usize = 1024;
+/// More than any service's name has, in bytes.
+const LONGEST_NAME: usize = 256;
 /// The most that the last lines of a console are looked for in.
 const CONSOLE: usize = 4 << 20;
 
@@ -42,7 +45,10 @@ pub async fn show(
 ) -> Result<Response, Failure> {
     let machine = find(&agent, &t, &p, &i).await?;
     let (wanted, upgrade) = upgrading::<LogsRequest>(request).await?;
-    machine.settled().await?;
+    if !wanted.console {
+        // The console is the host's: whoever wants to see an act on it does not wait for its end.
+        machine.settled().await?;
+    }
     let source = choose(&machine, &wanted).await?;
     tokio::spawn(async move {
         let Ok(client) = upgrade.await else { return };
@@ -117,9 +123,16 @@ fn first(wanted: &LogsRequest) -> GuestRequest {
     }
 }
 
+/// What is asked for when something was shown before, by a command that began at `began` (in milliseconds since 1970). What
+/// was not shown then, of a log that has nothing shown of it, is not shown now.
+fn further(wanted: &LogsRequest, began: u64, after: BTreeMap<String, LogPosition>) -> GuestRequest {
+    let since_ms = wanted.since_ms.or(wanted.tail.map(|_| began));
+    GuestRequest::Logs { service: wanted.service.clone(), follow: wanted.follow, since_ms, tail: None, after }
+}
+
 /// Whoever reads a log, and what was shown already.
-struct Reader {
-    client: WriteHalf<TokioIo<Upgraded>>,
+struct Reader<W = WriteHalf<TokioIo<Upgraded>>> {
+    client: W,
     after: BTreeMap<String, LogPosition>,
     /// Whose text was shown last.
     last: Option<String>,
@@ -132,7 +145,7 @@ enum Stopped {
     Broken,
 }
 
-impl Reader {
+impl<W: AsyncWrite + Unpin> Reader<W> {
     async fn text(&mut self, text: Vec<u8>) -> io::Result<()> {
         self.in_line = text.last().map_or(self.in_line, |last| *last != b'\n');
         record::write(&mut self.client, &Record::Stdout(text)).await
@@ -145,6 +158,9 @@ impl Reader {
     /// Shows whose text follows, as `tail` does, and notes where it is.
     async fn place(&mut self, place: LogPlace, with_title: bool) -> io::Result<()> {
         let LogPlace { service, position } = place;
+        if service.len() > LONGEST_NAME {
+            return Err(io::Error::other("a longer name than a service has"));
+        }
         if let Some(expected) = self.after.get(&service).filter(|at| at.log == position.log)
             && let Some(lost @ 1..) = position.at.checked_sub(expected.at)
         {
@@ -194,11 +210,12 @@ async fn services(
 ) -> io::Result<i32> {
     let with_titles = wanted.service.is_none();
     let address = machine.view().row.address();
+    let (began, mut has_begun) = (now_millis(), stream.is_some());
     let mut attempts = 0;
     loop {
         if let Some((stream, lease)) = stream.take() {
             // Whoever only watches does not keep it awake.
-            let _lease = Some(lease).filter(|_| !wanted.follow);
+            drop(lease);
             match reader.pass(stream, with_titles).await? {
                 Stopped::AllSent => return Ok(0),
                 Stopped::Broken if !wanted.follow => {
@@ -207,7 +224,8 @@ async fn services(
                         .await?;
                     return Ok(1);
                 }
-                Stopped::Broken => {}
+                // It sleeps, most likely. A guest that says nothing sensible is not asked without a pause.
+                Stopped::Broken => tokio::time::sleep(PAUSE).await,
             }
         }
         let gone = machine.settled().await.is_err() || {
@@ -221,16 +239,10 @@ async fn services(
             reader.say(&format!("{address} is gone")).await?;
             return Ok(0);
         }
-        let request = match first(wanted) {
-            GuestRequest::Logs { service, follow, .. } if !reader.after.is_empty() => {
-                let after = reader.after.clone();
-                GuestRequest::Logs { service, follow, since_ms: None, tail: None, after }
-            }
-            request => request,
-        };
+        let request = if has_begun { further(wanted, began, reader.after.clone()) } else { first(wanted) };
         match begin(machine, request, "Logs").await {
             Ok(begun) => {
-                attempts = 0;
+                (attempts, has_begun) = (0, true);
                 stream = Some(begun);
             }
             Err(Failure(error)) if attempts == ATTEMPTS => {
@@ -306,6 +318,32 @@ fn tail(text: &[u8], lines: u64) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_guest_cannot_make_the_agent_keep_long_names() {
+        let mut reader =
+            Reader { client: tokio::io::sink(), after: BTreeMap::new(), last: None, in_line: false };
+        let position = LogPosition { log: 1, at: 0 };
+        let place = |length| LogPlace { service: "x".repeat(length), position };
+        assert!(reader.place(place(LONGEST_NAME), true).await.is_ok());
+        assert!(reader.place(place(LONGEST_NAME + 1), true).await.is_err());
+        assert_eq!(reader.after.len(), 1);
+    }
+
+    #[test]
+    fn what_was_left_out_at_first_is_left_out_later_too() {
+        let since = |since_ms, tail| {
+            let wanted = LogsRequest { since_ms, tail, ..LogsRequest::default() };
+            match further(&wanted, 5, BTreeMap::new()) {
+                GuestRequest::Logs { since_ms, tail, .. } => (since_ms, tail),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(since(None, Some(1)), (Some(5), None));
+        assert_eq!(since(Some(3), Some(1)), (Some(3), None));
+        // All of each was shown.
+        assert_eq!(since(None, None), (None, None));
+    }
 
     #[test]
     fn the_last_lines_are_whole_ones() {
