@@ -165,7 +165,17 @@ fn only_a_gateway_may_ask_and_only_about_its_own_tenant() {
     assert_eq!(answers[0], status("sleeping"));
     assert_eq!(answers[1]["WakeResult"]["success"], true);
     assert_eq!(answers[2], status("running"));
-    assert_eq!(answers[3], json!({ "Held": { "instance_id": sleeper, "guest_ip": ip } }));
+    let generation = lab.info("alice/sleepers")["generation"].as_u64().unwrap();
+    let held = json!({ "Held": { "instance_id": sleeper, "guest_ip": ip, "generation": generation } });
+    assert_eq!(answers[3], held);
+
+    // A Hold that was lost is given again in the same run only, and wakes nobody.
+    let again = |generation: u64| json!([{ "Hold": { "pool_id": "sleepers", "instance_selector": { "by_instance": sleeper }, "only_if_generation": generation } }]);
+    assert_eq!(ask_each(&lab, GATEWAY, &again(generation)), [held]);
+    assert_all_errors(&ask_each(&lab, GATEWAY, &again(generation - 1)));
+    lab.mvm(&["instance", "sleep", "alice/sleepers"]);
+    assert_all_errors(&ask_each(&lab, GATEWAY, &again(generation)));
+    assert_eq!(lab.state("alice/sleepers"), "sleeping");
     assert_eq!(events("HostRequestDenied").len(), 9);
     assert_eq!(events("InstanceWoken").len(), 1);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mvm_model::{InstanceId, InstanceSelector, InstanceState, PoolId, Role, TenantId};
-use mvm_protocol::control::{HostReply, HostRequest};
+use mvm_protocol::control::{Generation, HostReply, HostRequest};
 use mvm_protocol::frame::{self, FrameError};
 use mvm_protocol::{HOST_STREAMS, MAX_GATEWAY_STREAMS, MAX_STREAMS, Port, Stream, mux};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -111,8 +111,8 @@ impl Guest {
                     Err(denied) => (denied, None),
                 }
             }
-            HostRequest::Hold { pool_id, instance_selector, .. } => {
-                self.hold(&pool_id, &instance_selector).await
+            HostRequest::Hold { pool_id, instance_selector, only_if_generation, .. } => {
+                self.hold(&pool_id, &instance_selector, only_if_generation).await
             }
             HostRequest::Keep { .. } => {
                 let message = "Keep is said on the stream of a Hold only".to_owned();
@@ -121,7 +121,12 @@ impl Guest {
         }
     }
 
-    async fn hold(&self, pool: &PoolId, selector: &InstanceSelector) -> (HostReply, Option<Held>) {
+    async fn hold(
+        &self,
+        pool: &PoolId,
+        selector: &InstanceSelector,
+        only_if: Option<Generation>,
+    ) -> (HostReply, Option<Held>) {
         let error = |message| (HostReply::Error { message }, None);
         let machine = match choose(&self.agent, &self.place.tenant, pool, selector).await {
             Ok(machine) => machine,
@@ -135,9 +140,14 @@ impl Guest {
                 return error(message);
             }
         };
-        match machine.hold().await {
+        let held = match only_if {
+            None => machine.hold().await,
+            Some(generation) => machine.hold_again(generation).await,
+        };
+        match held {
             Ok(lease) => {
-                let reply = HostReply::Held { instance_id: machine.id, guest_ip: machine.ip };
+                let generation = Some(machine.view().row.generation);
+                let reply = HostReply::Held { instance_id: machine.id, guest_ip: machine.ip, generation };
                 (reply, Some((machine, lease)))
             }
             Err(refused) => error(refused.to_string()),

@@ -405,6 +405,10 @@ pub enum HostRequest {
         /// How many connections this stands for.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connections: Option<u32>,
+        /// Only in the run of this generation, of an instance that was held and whose stream broke: one that has slept or
+        /// stopped since is not made to run for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        only_if_generation: Option<Generation>,
     },
     /// On the stream of a Hold: whether its instance is to be kept running any longer. The stream stays, so that the end is
     /// told. Not answered.
@@ -437,6 +441,9 @@ pub enum HostReply {
         instance_id: InstanceId,
         /// Its address.
         guest_ip: Ipv4Addr,
+        /// The generation in which it runs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<Generation>,
     },
     /// Unasked, on the stream of a Hold: the instance is to be put to sleep, paused or stopped, which waits a while for
     /// those who have something in hand.
@@ -497,7 +504,8 @@ mod tests {
             wire(&HostRequest::Hold {
                 pool_id: "workers".parse().unwrap(),
                 instance_selector: InstanceSelector::Any,
-                connections: None
+                connections: None,
+                only_if_generation: None
             }),
             r#"{"Hold":{"pool_id":"workers","instance_selector":"any"}}"#
         );

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,24 +14,27 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::access_log::Entry;
-use super::hold::Hold;
 
 /// For so long what is sent to a request that was refused is taken and thrown away.
-const DISCARDING: Duration = Duration::from_secs(5);
+pub(super) const DISCARDING: Duration = Duration::from_secs(5);
 
-/// When a request last moved, in either direction, and whether it moved too much. Clones are of the same request.
+/// When a request last moved, in either direction, whose turn it is, and whether it moved too much. Clones are of the same
+/// request.
 #[derive(Debug, Clone)]
 pub(super) struct Activity(Arc<Moved>);
 
 #[derive(Debug)]
 struct Moved {
     last: Mutex<Instant>,
+    /// The client has something to take before more is asked of the machine.
+    with_client: AtomicBool,
     too_much: AtomicBool,
 }
 
 impl Activity {
     pub(super) fn now() -> Activity {
-        Activity(Arc::new(Moved { last: Mutex::new(Instant::now()), too_much: AtomicBool::new(false) }))
+        let (with_client, too_much) = (AtomicBool::new(false), AtomicBool::new(false));
+        Activity(Arc::new(Moved { last: Mutex::new(Instant::now()), with_client, too_much }))
     }
 
     pub(super) fn touch(&self) {
@@ -49,16 +52,29 @@ impl Activity {
 
     /// Is ready when nothing has moved for `limit`.
     pub(super) fn silence(&self, limit: Duration) -> Silence {
-        self.silence_or(limit, None)
+        self.silence_or(limit, limit, None)
     }
 
-    /// Is ready when nothing has moved for `limit`, or at `deadline`.
-    pub(super) fn silence_or(&self, limit: Duration, deadline: Option<Instant>) -> Silence {
+    /// Is ready when nothing has moved for `limit`, or at `deadline`. A client that is to take something has `patience` where
+    /// that is more: what it takes is seen only when much of it is gone.
+    pub(super) fn silence_or(
+        &self,
+        limit: Duration,
+        patience: Duration,
+        deadline: Option<Instant>,
+    ) -> Silence {
+        let timer = Box::pin(sleep_until(self.last()));
         let mut silence =
-            Silence { activity: self.clone(), limit, deadline, timer: Box::pin(sleep_until(self.last())) };
-        let end = silence.end();
+            Silence { activity: self.clone(), limit, patience: patience.max(limit), deadline, timer };
+        let end = silence.next_look(self.last());
         silence.timer.as_mut().reset(end);
         silence
+    }
+
+    fn is_with(&self, client: bool) {
+        if self.0.with_client.swap(client, Ordering::Relaxed) != client {
+            self.touch();
+        }
     }
 }
 
@@ -67,14 +83,21 @@ impl Activity {
 pub(super) struct Silence {
     activity: Activity,
     limit: Duration,
+    patience: Duration,
     deadline: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Silence {
     fn end(&self) -> Instant {
-        let end = self.activity.last() + self.limit;
+        let with_client = self.activity.0.with_client.load(Ordering::Relaxed);
+        let end = self.activity.last() + if with_client { self.patience } else { self.limit };
         self.deadline.map_or(end, |deadline| deadline.min(end))
+    }
+
+    /// Whose turn it is may change before the end.
+    fn next_look(&self, now: Instant) -> Instant {
+        self.end().min(now + self.limit)
     }
 }
 
@@ -84,11 +107,12 @@ impl Future for Silence {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            let end = self.end();
-            if end <= Instant::now() {
+            let now = Instant::now();
+            if self.end() <= now {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(end);
+            let look = self.next_look(now);
+            self.timer.as_mut().reset(look);
         }
     }
 }
@@ -161,14 +185,27 @@ pub(super) fn discard(mut body: Incoming) {
     tokio::spawn(timeout(DISCARDING, async move { while let Some(Ok(_)) = body.frame().await {} }));
 }
 
-/// A machine's answer, with everything that is needed until its last byte has come.
+/// Why the gateway has ended an answer, if it has.
+pub(super) type Fate = Arc<OnceLock<Cut>>;
+
+/// What ends an answer before its last byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Cut {
+    /// No byte for too long, or too long in all.
+    #[error("the machine's answer did not go on in time, or its client did not take it")]
+    Silent,
+    /// It sleeps or has stopped, before its time.
+    #[error("the machine does not run any longer")]
+    Gone,
+}
+
+/// A machine's answer. What watches it meanwhile ends with it: a client that does not read does not ask for more either.
 #[derive(Debug)]
 pub(super) struct Download {
     body: Incoming,
-    silence: Silence,
-    // In this order: the machine may go when the connection to it has.
-    _connection: AbortOnDropHandle<()>,
-    hold: Hold,
+    activity: Activity,
+    fate: Fate,
+    _driver: AbortOnDropHandle<()>,
 }
 
 /// Why an answer ends too early. The client sees its connection break.
@@ -177,34 +214,36 @@ pub(super) enum DownloadError {
     /// The machine's side.
     #[error("the machine's answer broke off: {0}")]
     Broken(#[from] hyper::Error),
-    /// No byte for too long.
-    #[error("the machine's answer did not go on in time")]
-    Silent,
-    /// It sleeps or has stopped, before its time.
-    #[error("the machine does not run any longer")]
-    Gone,
+    /// The gateway has ended it.
+    #[error(transparent)]
+    Cut(#[from] Cut),
 }
 
 impl Download {
-    /// `connection` drives the connection to the machine that `hold` keeps running.
+    /// `driver` drives the connection to the machine and keeps that running, until its `fate` is decided or this is dropped.
     pub(super) fn new(
         body: Incoming,
-        silence: Silence,
-        connection: AbortOnDropHandle<()>,
-        hold: Hold,
+        activity: Activity,
+        fate: Fate,
+        driver: AbortOnDropHandle<()>,
     ) -> Download {
-        Download { body, silence, _connection: connection, hold }
+        Download { body, activity, fate, _driver: driver }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.silence.activity.touch();
-            return Poll::Ready(frame.map(|frame| frame.map_err(DownloadError::Broken)));
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                self.activity.is_with(false);
+                return Poll::Pending;
+            }
+        };
+        if let Some(cut) = self.fate.get() {
+            return Poll::Ready(Some(Err((*cut).into())));
         }
-        if self.hold.poll_gone(cx).is_ready() {
-            return Poll::Ready(Some(Err(DownloadError::Gone)));
-        }
-        Pin::new(&mut self.silence).poll(cx).map(|()| Some(Err(DownloadError::Silent)))
+        self.activity.touch();
+        self.activity.is_with(true);
+        Poll::Ready(frame.map(|frame| frame.map_err(DownloadError::Broken)))
     }
 }
 
@@ -242,6 +281,18 @@ impl Answer {
         let ended = self.is_end_stream();
         if let Some(entry) = &mut self.entry {
             entry.line.aborted = !ended;
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // A client that did not read has not asked for the error either.
+        if let (Content::Machine(download), Some(entry)) = (&self.content, &mut self.entry)
+            && entry.line.aborted
+            && entry.line.error.is_none()
+        {
+            entry.line.error = download.fate.get().map(Cut::to_string);
         }
     }
 }

@@ -12,7 +12,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::sync::SetOnce;
+use tokio::time::{sleep, timeout};
 
 use super::body::Activity;
 use super::exchange::{self, GoesOn, Origin};
@@ -164,13 +165,44 @@ impl Requests {
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Requests {
     fn execute(&self, request: F) {
         let (open, activity) = (Arc::clone(&self.open), self.activity.clone());
-        let request = self.shared.ending.clone().run_until_cancelled_owned(request);
+        let (end, ending) = (RequestEnd::default(), self.shared.ending.clone());
+        let request = END.scope(end.clone(), request);
         open.fetch_add(1, Ordering::Relaxed);
         self.shared.connections.spawn(async move {
-            request.await;
+            tokio::select! {
+                biased;
+                () = request => {}
+                () = ending.cancelled() => {}
+                () = end.reached() => {}
+            }
             open.fetch_sub(1, Ordering::Relaxed);
             activity.touch();
         });
+    }
+}
+
+tokio::task_local! {
+    static END: RequestEnd;
+}
+
+/// When a request with HTTP/2 ends that has its answer, but whose client does not take it. There the client says how much it
+/// takes, and the kernel sees one that is alive.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RequestEnd(Arc<SetOnce<Duration>>);
+
+impl RequestEnd {
+    /// That of the request whose task this is; none with HTTP/1.
+    pub(super) fn current() -> Option<RequestEnd> {
+        END.try_with(RequestEnd::clone).ok()
+    }
+
+    /// From now on. The first word counts.
+    pub(super) fn ends_within(&self, time: Duration) {
+        let _ = self.0.set(time);
+    }
+
+    async fn reached(&self) {
+        sleep(*self.0.wait().await).await;
     }
 }
 

@@ -15,7 +15,8 @@ use mvm_model::{Route, RoutingTable};
 use tokio::time::Instant;
 
 use super::access_log::Entry;
-use super::body::{Activity, Answer, Content, Download, Upload, discard};
+use super::body::{Activity, Answer, Content, DISCARDING, Download, Upload, discard};
+use super::connection::RequestEnd;
 use super::headers;
 use super::hold::Hold;
 use super::listen::Shared;
@@ -89,6 +90,9 @@ pub(super) async fn answer(
         }
         Err(refusal) => {
             entry.line.error = Some(refusal.in_full());
+            if let Some(unread) = RequestEnd::current() {
+                unread.ends_within(DISCARDING);
+            }
             let mut response = Response::new(Content::Own(Full::new(Bytes::from(refusal.body()))));
             *response.status_mut() = refusal.status();
             *response.headers_mut() = refusal.headers();
@@ -199,7 +203,7 @@ async fn pass_on(
         .map_err(|source| Refusal::Unreachable { route: name(), source })?;
 
     let activity = Activity::now();
-    let mut silence = activity.silence_or(bounds.silence, bounds.deadline);
+    let mut silence = activity.silence_or(bounds.silence, shared.limits.silence, bounds.deadline);
     let client = upgrade::on(&mut request);
     let (mut head, body) = request.into_parts();
     let wanted = headers::wanted_protocol(head.version, &head.headers);
@@ -219,11 +223,13 @@ async fn pass_on(
         let websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
         let machine = upgrade::on(&mut response);
         headers::toward_client_in(protocol, response.headers_mut());
+        let connection = connection.into_driver();
         let switched = Switched { client, machine, connection, hold, idle: bounds.silence, websocket };
         return Ok(Forwarded::Switched(response.map(drop), switched));
     }
     headers::toward_client(response.headers_mut());
-    Ok(Forwarded::Answer(response.map(|body| Download::new(body, silence, connection, hold))))
+    let (fate, driver) = connection.keep(silence, hold, RequestEnd::current());
+    Ok(Forwarded::Answer(response.map(|body| Download::new(body, activity, fate, driver))))
 }
 
 /// The protocol that a machine has switched to, if it was asked for.

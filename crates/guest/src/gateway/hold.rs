@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mvm_model::routes::Target;
 use mvm_model::{InstanceId, InstanceSelector, PoolId};
-use mvm_protocol::control::{HostReply, HostRequest};
+use mvm_protocol::control::{Generation, HostReply, HostRequest};
 use mvm_protocol::frame::{self, FrameError};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
@@ -20,13 +20,21 @@ use tokio::time::{sleep, timeout};
 
 /// Pause before the host is asked again, after a stream that broke.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// It grows to this while there is no answer: everybody who waits asks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes Holds, at most so many at once.
 #[derive(Debug)]
 pub(super) struct Holds {
-    socket: PathBuf,
+    host: Arc<Host>,
     free: Arc<Semaphore>,
     limit: Duration,
+}
+
+/// Whom to ask.
+#[derive(Debug)]
+struct Host {
+    socket: PathBuf,
 }
 
 /// A machine that runs, at least until this is dropped.
@@ -37,6 +45,9 @@ pub(super) struct Hold {
     /// Its address.
     pub(super) guest_ip: Ipv4Addr,
     pool_id: PoolId,
+    /// Of the run that it is held in.
+    generation: Option<Generation>,
+    host: Arc<Host>,
     // In this order: a place is free only when its stream is.
     lease: Lease,
     _place: OwnedSemaphorePermit,
@@ -47,7 +58,6 @@ pub(super) struct Hold {
 struct Lease {
     stream: UnixStream,
     heard: Vec<u8>,
-    lost: bool,
 }
 
 /// What the host says of a machine that is held.
@@ -86,7 +96,7 @@ pub(super) enum HoldError {
 impl Holds {
     /// At most `places` Holds at once, each answered by the host within `limit`.
     pub(super) fn new(socket: PathBuf, places: usize, limit: Duration) -> Holds {
-        Holds { socket, free: Arc::new(Semaphore::new(places)), limit }
+        Holds { host: Arc::new(Host { socket }), free: Arc::new(Semaphore::new(places)), limit }
     }
 
     /// Waits until a machine for `target` is ready, `within` at most. A stream that breaks before its answer is begun
@@ -96,49 +106,53 @@ impl Holds {
     /// [`HoldError`]
     pub(super) async fn take(&self, target: &Target, within: Duration) -> Result<Hold, HoldError> {
         let place = Arc::clone(&self.free).try_acquire_owned().map_err(|_| HoldError::Busy)?;
-        let (pool_id, selector) = (target.pool_id.clone(), target.instance_selector.clone());
-        let (instance_id, guest_ip, lease) = self.ask(pool_id.clone(), selector, within).await?;
-        Ok(Hold { instance_id, guest_ip, pool_id, lease, _place: place })
-    }
-
-    /// Takes a Hold that was lost once more.
-    ///
-    /// # Errors
-    /// [`HoldError`]
-    pub(super) async fn renew(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let selector = InstanceSelector::ByInstance(hold.instance_id);
-        (_, _, hold.lease) = self.ask(hold.pool_id.clone(), selector, self.limit).await?;
-        Ok(())
-    }
-
-    async fn ask(
-        &self,
-        pool_id: PoolId,
-        instance_selector: InstanceSelector,
-        within: Duration,
-    ) -> Result<Granted, HoldError> {
-        let request = HostRequest::Hold { pool_id, instance_selector, connections: None };
+        let (pool_id, instance_selector) = (target.pool_id.clone(), target.instance_selector.clone());
+        let request = HostRequest::Hold {
+            pool_id: pool_id.clone(),
+            instance_selector,
+            connections: None,
+            only_if_generation: None,
+        };
         let limit = self.limit.min(within);
         let mut last = None;
-        let answered = timeout(limit, async {
-            loop {
-                match self.ask_once(&request).await {
-                    Ok(answered) => break answered,
-                    Err(FrameError::Io(error)) => last = Some(error),
-                    Err(other) => break Err(HoldError::Answer(other.to_string())),
-                }
-                sleep(ASK_AGAIN).await;
+        let answered = timeout(limit, self.host.ask(&request, &mut last)).await;
+        let Granted { instance_id, guest_ip, generation, lease } =
+            answered.unwrap_or_else(|_| Err(HoldError::TimedOut { limit, last }))?;
+        let host = Arc::clone(&self.host);
+        Ok(Hold { instance_id, guest_ip, pool_id, generation, host, lease, _place: place })
+    }
+}
+
+/// What the host gives.
+struct Granted {
+    instance_id: InstanceId,
+    guest_ip: Ipv4Addr,
+    generation: Option<Generation>,
+    lease: Lease,
+}
+
+impl Host {
+    /// Asks until there is an answer; `last` is what went wrong with the last try.
+    async fn ask(&self, request: &HostRequest, last: &mut Option<io::Error>) -> Result<Granted, HoldError> {
+        let mut pause = ASK_AGAIN;
+        loop {
+            match self.ask_once(request).await {
+                Ok(answered) => return answered,
+                Err(FrameError::Io(error)) => *last = Some(error),
+                Err(other) => return Err(HoldError::Answer(other.to_string())),
             }
-        });
-        answered.await.unwrap_or_else(|_| Err(HoldError::TimedOut { limit, last }))
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     async fn ask_once(&self, request: &HostRequest) -> Result<Result<Granted, HoldError>, FrameError> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         frame::write(&mut stream, request).await?;
         Ok(match frame::read(&mut stream).await? {
-            Some(HostReply::Held { instance_id, guest_ip }) => {
-                Ok((instance_id, guest_ip, Lease { stream, heard: Vec::new(), lost: false }))
+            Some(HostReply::Held { instance_id, guest_ip, generation }) => {
+                let lease = Lease { stream, heard: Vec::new() };
+                Ok(Granted { instance_id, guest_ip, generation, lease })
             }
             Some(HostReply::Error { message }) => Err(HoldError::Refused(message)),
             Some(_) => Err(HoldError::Answer("a reply to something else".to_owned())),
@@ -147,9 +161,23 @@ impl Holds {
     }
 }
 
-type Granted = (InstanceId, Ipv4Addr, Lease);
-
 impl Hold {
+    /// Takes a Hold that was lost once more, as soon as somebody answers: without an agent nobody puts the machine to sleep.
+    /// A machine that has slept or stopped meanwhile is not brought up again for what it does not know of any more.
+    ///
+    /// # Errors
+    /// The host does not give it.
+    pub(super) async fn renew(&mut self) -> Result<(), HoldError> {
+        let request = HostRequest::Hold {
+            pool_id: self.pool_id.clone(),
+            instance_selector: InstanceSelector::ByInstance(self.instance_id),
+            connections: None,
+            only_if_generation: self.generation,
+        };
+        self.lease = self.host.ask(&request, &mut None).await?.lease;
+        Ok(())
+    }
+
     /// Says whether the machine is to be kept running. It is until this is said; without, the host still tells its end.
     ///
     /// # Errors
@@ -163,17 +191,20 @@ impl Hold {
         poll_fn(|cx| self.lease.poll(cx)).await
     }
 
-    /// Is ready when the machine has gone, for those who have something in hand until then.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.lease.lost {
-            match ready!(self.lease.poll(cx)) {
+    /// Resolves when the machine has gone, for those who have something in hand until then. Nothing is missed where this is
+    /// dropped before.
+    pub(super) async fn gone(&mut self) {
+        loop {
+            match self.notice().await {
                 Notice::Leaving => {}
-                Notice::Gone => return Poll::Ready(()),
-                // A new agent finds the machine running as a rule.
-                Notice::Lost => self.lease.lost = true,
+                Notice::Gone => return,
+                Notice::Lost => {
+                    if self.renew().await.is_err() {
+                        return;
+                    }
+                }
             }
         }
-        Poll::Pending
     }
 }
 

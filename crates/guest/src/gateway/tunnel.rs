@@ -22,7 +22,7 @@ const CHUNK: usize = 8 * 1024;
 /// When it is to end and nothing has moved for so long, nothing is in hand.
 const QUIET: Duration = Duration::from_secs(1);
 /// When the machine has gone, what it sent is here within so long.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long either side may take to part.
 const PARTING: Duration = Duration::from_secs(2);
 
@@ -271,7 +271,7 @@ async fn oversee(shared: &Shared, hold: &mut Hold, traffic: &Traffic, idle: Dura
                 // A new agent on the host, which knows of no Hold and, if nothing is wrong, of the machine.
                 Notice::Lost => {
                     tokio::select! {
-                        renewed = shared.holds.renew(hold) => if renewed.is_err() { return Leave::Machine },
+                        renewed = hold.renew() => if renewed.is_err() { return Leave::Machine },
                         () = shared.closing.cancelled() => return Leave::Gateway,
                     }
                     kept = true;

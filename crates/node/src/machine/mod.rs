@@ -27,6 +27,7 @@ use std::sync::Arc;
 use mvm_host::{MachineEnded, NewDisk, ProcessIdentity};
 use mvm_model::state::Refused;
 use mvm_model::{InstanceId, InstanceState, RestartPolicy};
+use mvm_protocol::control::Generation;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use backup::{BackupEnd, DiskRead};
@@ -118,6 +119,10 @@ enum Command {
         reply: Reply<Outcome>,
     },
     Hold {
+        reply: Reply<Lease>,
+    },
+    HoldAgain {
+        generation: Generation,
         reply: Reply<Lease>,
     },
     Sleep {
@@ -233,6 +238,7 @@ impl std::fmt::Debug for Command {
         f.write_str(match self {
             Command::Run { .. } => "Run",
             Command::Hold { .. } => "Hold",
+            Command::HoldAgain { .. } => "HoldAgain",
             Command::Sleep { .. } => "Sleep",
             Command::Warm { .. } => "Warm",
             Command::Stop { .. } => "Stop",
@@ -263,6 +269,14 @@ impl Machine {
     /// [`ActError`].
     pub async fn hold(&self) -> Result<Lease, ActError> {
         self.ask(|reply| Command::Hold { reply }).await
+    }
+
+    /// Keeps it awake while the lease lives, where it still runs in this generation.
+    ///
+    /// # Errors
+    /// [`ActError`] where it does not: it is not made to run.
+    pub async fn hold_again(&self, generation: Generation) -> Result<Lease, ActError> {
+        self.ask(|reply| Command::HoldAgain { generation, reply }).await
     }
 
     /// Puts it to sleep.

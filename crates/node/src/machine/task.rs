@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mvm_host::MachineEnded;
 use mvm_model::{InstanceState, Operation, PoolSpec, RestartPolicy};
-use mvm_protocol::control::{Clock, GuestRequest};
+use mvm_protocol::control::{Clock, Generation, GuestRequest};
 use tokio::sync::{mpsc, watch};
 
 use super::lease::{Lease, Leases};
@@ -148,6 +148,7 @@ impl Task {
                 }
                 answer(reply, held);
             }
+            Command::HoldAgain { generation, reply } => answer(reply, self.hold_again(generation)),
             Command::Sleep { asker, reply } => {
                 let done = self.sleep(asker).await;
                 answer(reply, done);
@@ -232,6 +233,14 @@ impl Task {
             self.bring_up(Asker::Message).await?;
         }
         Ok(self.leases.take_for_message())
+    }
+
+    /// What was in hand in a run that is over is lost: a machine is not brought up for it.
+    fn hold_again(&self, generation: Generation) -> Result<Lease, ActError> {
+        if self.row.state != InstanceState::Running || self.row.generation != generation {
+            return Err(failed(format!("{} has slept or stopped since it was held", self.row.address())));
+        }
+        Ok(self.leases.take())
     }
 
     /// Whether a message may make it run.

@@ -110,7 +110,7 @@ pub(super) fn held() -> Answering {
 }
 
 pub(super) fn granted() -> HostReply {
-    HostReply::Held { instance_id: "i-0000002a".parse().unwrap(), guest_ip: MACHINE }
+    HostReply::Held { instance_id: "i-0000002a".parse().unwrap(), guest_ip: MACHINE, generation: Some(7) }
 }
 
 /// What the host's end of port 53 has seen.

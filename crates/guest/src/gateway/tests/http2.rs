@@ -5,12 +5,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Body, Frame};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mvm_protocol::control::HostReply;
 use mvm_protocol::proxy;
+use serde_json::json;
 use tokio::net::TcpSocket;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::Limits;
 use super::harness::*;
@@ -109,6 +112,50 @@ async fn who_resets_a_request_gives_its_hold_back() {
     setup.host.has(1, 1).await;
     asking.abort();
     setup.host.has(1, 0).await;
+}
+
+/// A client that takes no byte of its answers, which have begun.
+async fn reading_nothing(
+    setup: &Setup,
+    service: &Service,
+) -> (Response<Incoming>, Peer, AbortOnDropHandle<()>) {
+    let stream = tokio::net::TcpStream::connect((setup.address, PORT)).await.unwrap();
+    let mut client = http2::Builder::new(TokioExecutor::new());
+    let connecting = client.initial_stream_window_size(0).handshake(TokioIo::new(stream));
+    let (mut client, connection) = connecting.await.unwrap();
+    let connection = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
+    let asking = tokio::spawn(async move { client.send_request(get("/")).await.unwrap() });
+    let mut machine = service.accept().await;
+    machine.head().await;
+    machine.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    (soon(asking).await.unwrap(), machine, connection)
+}
+
+#[tokio::test]
+async fn who_does_not_read_keeps_no_machine() {
+    let (service, port) = Service::new().await;
+    for ends_by in ["silence", "timeout", "its machine's end"] {
+        let limits = match ends_by {
+            "silence" => Limits { silence: Duration::from_millis(200), ..limits() },
+            _ => limits(),
+        };
+        let route = match ends_by {
+            "timeout" => limited(port, json!({ "timeout_seconds": 1 })),
+            _ => route("all", "/", port),
+        };
+        let setup = Setup::new(&[route], limits, held()).await;
+        let (response, mut machine, _client) = reading_nothing(&setup, &service).await;
+        if ends_by == "its machine's end" {
+            setup.host.has(1, 1).await;
+            setup.host.say(Some(HostReply::Gone));
+        }
+        setup.host.has(1, 0).await;
+        assert_eq!(machine.rest().await, "");
+        // And not a place among the connections either.
+        assert!(soon(response.into_body().collect()).await.is_err(), "{ends_by}");
+        let line = &setup.log.lines(1).await[0];
+        assert!(line["aborted"] == true && line["error"].is_string(), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mvm_protocol::control::HostReply;
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
 use super::harness::*;
@@ -70,6 +71,54 @@ async fn a_request_has_its_time_and_its_silence() {
         assert_eq!(came == 3, key == "idle_seconds", "{key}: {came} came");
         assert!(!client.rest().await.contains("0\r\n\r\n"));
     }
+}
+
+#[tokio::test]
+async fn a_request_has_its_time_also_while_its_answer_comes_in_haste() {
+    let (service, port) = Service::new().await;
+    let setup = Setup::new(&[limited(port, json!({ "timeout_seconds": 1 }))], limits(), held()).await;
+    let mut client = setup.client().await;
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let mut machine = service.accept().await;
+    machine.head().await;
+    machine.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").await;
+    let hasty = tokio::spawn(async move {
+        let bytes = vec![b'x'; 1 << 16];
+        while tokio::io::AsyncWriteExt::write_all(machine.0.get_mut(), &bytes).await.is_ok() {}
+    });
+    assert_eq!(client.head().await.status(), 200);
+    let mut bytes = vec![0; 1 << 16];
+    soon(async { while client.0.get_mut().read(&mut bytes).await.is_ok_and(|length| length > 0) {} }).await;
+    setup.host.has(1, 0).await;
+    soon(hasty).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_in_hand_is_held_anew_by_a_new_agent_in_the_same_run_only() {
+    let (service, port) = Service::new().await;
+    let refusal = HostReply::Error { message: "it has slept since".to_owned() };
+    let host: Answering = Box::new(move |_, n| Some(if n == 3 { refusal.clone() } else { granted() }));
+    let setup = Setup::new(&[route("all", "/", port)], limits(), host).await;
+    let mut client = setup.client().await;
+    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let mut machine = service.accept().await;
+    machine.head().await;
+    setup.host.say(None);
+    setup.host.has(2, 1).await;
+    let asked = serde_json::to_value(&setup.host.seen().requests[1]).unwrap();
+    assert_eq!(asked["Hold"]["instance_selector"], json!({ "by_instance": "i-0000002a" }));
+    assert_eq!(asked["Hold"]["only_if_generation"], 7);
+    // The same when its answer has begun.
+    machine.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    assert_eq!(client.head().await.status(), 200);
+    assert_eq!(client.chunk().await.as_deref(), Some("x"));
+    setup.host.say(None);
+    setup.host.has(3, 1).await;
+    machine.send("1\r\ny\r\n").await;
+    assert_eq!(client.chunk().await.as_deref(), Some("y"));
+    setup.host.say(None);
+    assert_eq!(client.rest().await, "");
+    setup.host.has(4, 0).await;
 }
 
 #[tokio::test]

@@ -155,6 +155,7 @@ async fn a_new_agent_is_asked_for_the_same_machine() {
     setup.host.has(2, 1).await;
     let asked = serde_json::to_value(&setup.host.seen().requests[1]).unwrap();
     assert_eq!(asked["Hold"]["instance_selector"], json!({ "by_instance": "i-0000002a" }));
+    assert_eq!(asked["Hold"]["only_if_generation"], 7, "nobody is woken for it");
     client.send("still").await;
     assert_eq!(exactly(&mut machine, 5).await, b"still");
 }
