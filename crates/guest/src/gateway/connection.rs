@@ -134,7 +134,8 @@ async fn serve_http2(
         ended = connection.as_mut() => return Ok(ended?),
         () = no_more => connection.as_mut().graceful_shutdown(),
     }
-    // It ends when the client has answered; one that does not has had its time.
+    // It ends when the client has answered, for which it has as long once more.
+    requests.activity.touch();
     tokio::select! {
         ended = connection => Ok(ended?),
         () = requests.none_for(shared.limits.head) => Ok(()),

@@ -166,6 +166,8 @@ async fn who_answers_nothing_is_let_go() {
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     let mut all = Vec::new();
     let _ = soon(tokio::io::AsyncReadExt::read_to_end(&mut client.0, &mut all)).await;
+    // GOAWAY: it was told before.
+    assert!(all.windows(9).any(|head| head == b"\0\0\x08\x07\0\0\0\0\0"), "{all:?}");
 }
 
 #[tokio::test]
