@@ -140,9 +140,10 @@ fn checked(command: &[&str], output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Builds the Debian package; its file.
+/// Builds the Debian package, of the binary that other tests use, too; its file.
 pub fn package() -> PathBuf {
-    let output = Command::new(checkout().join("scripts/package")).arg("-y").output().unwrap();
+    let mut package = Command::new(checkout().join("scripts/package"));
+    let output = package.arg("-y").env("PROFILE", "dev").output().unwrap();
     let path = checked(&["scripts/package"], output);
     checkout().join(path.trim())
 }
