@@ -155,7 +155,10 @@ async fn a_big_delta_becomes_an_own_image() {
     FlatCheck::of(&own).unwrap().run().unwrap();
     let info = world.sleep(&*machine).await;
     let image = std::fs::OpenOptions::new().read(true).write(true).open(own.join("memory")).unwrap();
+    let written = image.metadata().unwrap().modified().unwrap();
     std::os::unix::fs::FileExt::write_all_at(&image, b"flipped", 40 << 20).unwrap();
+    // A disk that rots does not say when.
+    image.set_modified(written).unwrap();
     let refused = world.open(&info).unwrap().verify().unwrap_err();
     assert_eq!(refused.rule(), Rule::S8, "{refused}");
     image.set_len(1 << 20).unwrap();
