@@ -1,27 +1,11 @@
 //! A host that comes back: what ran runs again, what slept sleeps with its memory, and networks are there anew.
 
-use mvm_harness::{Echo, KillPoint, Lab, answered, assert_tidy, die_in, echo_image};
+use mvm_harness::{Echo, KillPoint, Lab, answered, assert_tidy, die_in, echo_with};
 
 const SLEEPER: &str = "alice/workers";
 const RUNNER: &str = "alice/others";
 const STOPPED: &str = "alice/idle";
 const GATEWAY: &str = "alice/gateways";
-
-fn manifest() -> String {
-    let image = echo_image();
-    let pool = |id: &str| {
-        format!(
-            "[[pools]]\nid = \"{id}\"\nimage = \"{}\"\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n\
-             desired_running = 1\nspares = 0\n",
-            image.display()
-        )
-    };
-    let route = "[[publish]]\nport = 8081\npool = \"gateways\"\ntarget_port = 8081\n\
-                 [[routes]]\nname = \"others\"\nmatch_rule = { port = 8081, path_prefix = \"/\" }\n\
-                 target = { pool_id = \"others\", instance_selector = \"any\", target_port = 8080 }\n";
-    let more = [pool("others"), pool("idle"), route.to_owned()].concat();
-    Echo { tenant: "alice", more: &more, ..Echo::default() }.manifest()
-}
 
 /// The count of messages in a machine's memory, and of those on its disk.
 fn state(lab: &Lab, port: u16) -> (u64, u64) {
@@ -33,7 +17,7 @@ fn state(lab: &Lab, port: u16) -> (u64, u64) {
 #[test]
 fn after_a_reboot_everything_is_as_it_should_be_and_after_another_one_too() {
     let mut lab = Lab::new();
-    lab.deploy(&manifest());
+    lab.deploy(&echo_with("others", "idle"));
     lab.mvm(&["instance", "stop", STOPPED]);
     let (mut slept, mut ran) = (state(&lab, 8080), state(&lab, 8081));
     let identity = |lab: &Lab| {

@@ -1,25 +1,10 @@
 //! A newer mvm in the place of an older one: machines run on or sleep on, and nothing is lost. Not the other way round.
 
-use mvm_harness::{Echo, Lab, answered, assert_tidy, echo_image, previous_mvm};
+use mvm_harness::{Lab, answered, assert_tidy, echo_with, previous_mvm};
 
 const RUNS: &str = "alice/workers";
 const SLEEPS: &str = "alice/sleepers";
 const STOPPED: &str = "alice/idle";
-
-fn manifest() -> String {
-    let image = echo_image();
-    let pool = |id: &str| {
-        format!(
-            "[[pools]]\nid = \"{id}\"\nimage = \"{}\"\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n\
-             desired_running = 1\nspares = 0\n",
-            image.display()
-        )
-    };
-    let route = "[[publish]]\nport = 8081\npool = \"gateways\"\ntarget_port = 8081\n\
-                 [[routes]]\nname = \"sleepers\"\nmatch_rule = { port = 8081, path_prefix = \"/\" }\n\
-                 target = { pool_id = \"sleepers\", instance_selector = \"any\", target_port = 8080 }\n";
-    Echo { more: &[pool("sleepers"), pool("idle"), route.to_owned()].concat(), ..Echo::default() }.manifest()
-}
 
 /// What is known of every machine, but for what time changes.
 fn known(lab: &Lab) -> Vec<[String; 5]> {
@@ -41,7 +26,7 @@ fn machines_of_the_commit_before_run_on_and_sleepers_wake_under_this_one() {
     let mut lab = Lab::without_agent();
     let this = lab.use_mvm(previous);
     lab.start_agent();
-    lab.deploy(&manifest());
+    lab.deploy(&echo_with("sleepers", "idle"));
     lab.mvm(&["instance", "stop", STOPPED]);
     answered(&lab, 8080);
     answered(&lab, 8081);

@@ -110,7 +110,19 @@ impl Agent {
 
     /// Starts the task of an instance.
     pub fn add_machine(self: &Arc<Self>, tenant: &TenantRow, row: InstanceRow, ip: Ipv4Addr) -> Machine {
-        let machine = crate::machine::spawn(Arc::clone(self), tenant.clone(), row, ip);
+        self.take_over_machine(tenant, row, ip, false)
+    }
+
+    /// Starts the task of an instance that an earlier agent had; of one that is `doomed`, with its tenant or pool, nothing is
+    /// begun.
+    pub fn take_over_machine(
+        self: &Arc<Self>,
+        tenant: &TenantRow,
+        row: InstanceRow,
+        ip: Ipv4Addr,
+        doomed: bool,
+    ) -> Machine {
+        let machine = crate::machine::spawn(Arc::clone(self), tenant.clone(), row, ip, doomed);
         let mut machines = self.machines.write().unwrap_or_else(PoisonError::into_inner);
         machines.insert(machine.id, machine.clone());
         machine

@@ -189,11 +189,11 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
         let Some(tenant) = tenants.iter().find(|tenant| tenant.id == row.place.tenant) else { continue };
         let Some(ip) = tenant.subnet.machine_ip(row.place.offset) else { continue };
         // The others of a doomed tenant or pool go with it.
-        let of_doomed =
-            pools.iter().any(|p| p.doomed && p.tenant == row.place.tenant && p.spec.id == row.place.pool);
-        let doomed = row.intent == Some(store::Intent::Destroy) && !tenant.doomed && !of_doomed;
-        let machine = agent.add_machine(tenant, row, ip);
-        if doomed {
+        let of_doomed = tenant.doomed
+            || pools.iter().any(|p| p.doomed && p.tenant == row.place.tenant && p.spec.id == row.place.pool);
+        let alone = row.intent == Some(store::Intent::Destroy) && !of_doomed;
+        let machine = agent.take_over_machine(tenant, row, ip, of_doomed);
+        if alone {
             let agent = Arc::clone(agent);
             tokio::spawn(async move {
                 if let Err(error) = destroy::instance(&agent, &machine).await {

@@ -38,6 +38,24 @@ impl Default for Echo<'_> {
     }
 }
 
+/// The deployment of [`echo`] with a second pool of workers, behind port 8081, and a third that nobody asks.
+pub fn echo_with(second: &str, third: &str) -> String {
+    let image = echo_image();
+    let pool = |id: &str| {
+        format!(
+            "[[pools]]\nid = \"{id}\"\nimage = \"{}\"\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n\
+             desired_running = 1\nspares = 0\n",
+            image.display()
+        )
+    };
+    let route = format!(
+        "[[publish]]\nport = 8081\npool = \"gateways\"\ntarget_port = 8081\n\
+         [[routes]]\nname = \"{second}\"\nmatch_rule = {{ port = 8081, path_prefix = \"/\" }}\n\
+         target = {{ pool_id = \"{second}\", instance_selector = \"any\", target_port = 8080 }}\n"
+    );
+    Echo { more: &[pool(second), pool(third), route].concat(), ..Echo::default() }.manifest()
+}
+
 impl Echo<'_> {
     /// As text.
     pub fn manifest(&self) -> String {

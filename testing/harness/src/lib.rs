@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub use cleanup::remove as remove_lab;
 pub use crash::{answered, assert_tidy, die_in, kill_at, stop_in};
 pub use debian::{Debian, package};
-pub use echo::{Echo, echo, echo_image, now};
+pub use echo::{Echo, echo, echo_image, echo_with, now};
 pub use http::{Connection, Response};
 pub use kill_point::KillPoint;
 pub use namespace::Namespace;

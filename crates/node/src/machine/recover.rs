@@ -19,7 +19,7 @@ const BETWEEN_TAKE_OVERS: Duration = Duration::from_secs(2);
 impl Task {
     /// Compares what the row says with what is there.
     pub(super) async fn recover(&mut self) {
-        if self.tenant.doomed || self.of_doomed_pool().await {
+        if self.doomed {
             // It is destroyed once every machine is known: nothing is begun with it any more.
             return;
         }
@@ -56,11 +56,6 @@ impl Task {
         }
         // A new instance that was on its way to where it begins goes on.
         self.pursue_goal().await;
-    }
-
-    async fn of_doomed_pool(&self) -> bool {
-        let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await;
-        pool.is_ok_and(|pool| pool.doomed)
     }
 
     async fn recover_state(&mut self) {

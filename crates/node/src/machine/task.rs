@@ -43,6 +43,8 @@ pub(super) struct Task {
     pending: VecDeque<Command>,
     view: watch::Sender<View>,
     settling: bool,
+    /// Its tenant or pool was being destroyed when the agent began.
+    pub(super) doomed: bool,
     restart: Restart,
     /// Files of a consumed snapshot are to be removed when whoever waits for the wake has been answered.
     pub(super) discard_later: bool,
@@ -57,8 +59,8 @@ struct Restart {
 }
 
 /// Starts the task of an instance and gives the handle to it. The task first finishes or undoes what an earlier agent
-/// left, then takes commands.
-pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Addr) -> Machine {
+/// left, unless its tenant or pool is `doomed`, then takes commands.
+pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Addr, doomed: bool) -> Machine {
     let (sender, mailbox) = mpsc::unbounded_channel();
     let (view_sender, view) = watch::channel(View { row: row.clone(), act: row.intent, settling: true });
     let leases = Leases::new();
@@ -82,6 +84,7 @@ pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Add
         pending: VecDeque::new(),
         view: view_sender,
         settling: true,
+        doomed,
         restart: Restart::default(),
         discard_later: false,
     };
