@@ -112,57 +112,33 @@ pub type Said = mpsc::UnboundedSender<String>;
 
 type Reply<T> = oneshot::Sender<Result<T, ActError>>;
 
-/// What is asked of a machine's task.
+/// What is asked of a machine's task. Every mailbox keeps room for some commands, each as large as the largest: what is large is
+/// boxed.
 enum Command {
-    Run {
-        asker: Asker,
-        reply: Reply<Outcome>,
-    },
-    Hold {
-        reply: Reply<Lease>,
-    },
-    HoldAgain {
-        generation: Generation,
-        reply: Reply<Lease>,
-    },
-    Sleep {
-        asker: Asker,
-        reply: Reply<Outcome>,
-    },
-    Warm {
-        asker: Asker,
-        reply: Reply<Outcome>,
-    },
-    Stop {
-        reply: Reply<Outcome>,
-    },
-    Restart {
-        reply: Reply<Outcome>,
-    },
-    Backup {
-        said: Said,
-        reply: Reply<DiskRead>,
-    },
-    Restore {
-        disk: NewDisk,
-        from: String,
-        said: Said,
-        reply: Reply<InstanceState>,
-    },
-    Destroy {
-        reply: Reply<()>,
-    },
-    Session {
-        reply: Reply<(Link, Lease)>,
-    },
-    Settled {
-        reply: Reply<()>,
-    },
-    Refresh {
-        reply: Reply<()>,
-    },
-    /// Boxed: every mailbox keeps room for some commands, each as large as the largest.
+    Run { asker: Asker, reply: Reply<Outcome> },
+    Hold { reply: Reply<Lease> },
+    HoldAgain { generation: Generation, reply: Reply<Lease> },
+    Sleep { asker: Asker, reply: Reply<Outcome> },
+    Warm { asker: Asker, reply: Reply<Outcome> },
+    Stop { reply: Reply<Outcome> },
+    Restart { reply: Reply<Outcome> },
+    Backup { said: Said, reply: Reply<DiskRead> },
+    Restore { other: Box<OtherDisk>, reply: Reply<InstanceState> },
+    Destroy { reply: Reply<()> },
+    Session { reply: Reply<(Link, Lease)> },
+    Settled { reply: Reply<()> },
+    Refresh { reply: Reply<()> },
     Ended(Box<MachineEnded>),
+}
+
+const _: () = assert!(size_of::<Command>() <= 24);
+
+/// A data disk that a machine is to have in place of its own.
+struct OtherDisk {
+    disk: NewDisk,
+    /// Where it comes from, for people.
+    from: String,
+    said: Said,
 }
 
 /// What others may see of a machine.
@@ -325,7 +301,8 @@ impl Machine {
     /// # Errors
     /// [`ActError`].
     pub async fn restore(&self, disk: NewDisk, from: String, said: Said) -> Result<InstanceState, ActError> {
-        self.ask(|reply| Command::Restore { disk, from, said, reply }).await
+        let other = Box::new(OtherDisk { disk, from, said });
+        self.ask(|reply| Command::Restore { other, reply }).await
     }
 
     /// Ends it and removes everything it had.

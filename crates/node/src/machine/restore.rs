@@ -1,23 +1,18 @@
 //! Restores: another data disk in the place of its own, and a machine that begins anew with it.
 
-use mvm_host::NewDisk;
 use mvm_model::{InstanceState, Operation};
 
 use super::stop::goal_after;
 use super::task::{Task, failed};
-use super::{ActError, Said};
+use super::{ActError, OtherDisk};
 use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent};
 
 impl Task {
     /// The disk is whole: once the act has begun it gets it, whatever ends meanwhile. It is again as it was; one that has
     /// failed is started, one that a person stopped or that never ran is not.
-    pub(super) async fn restore_disk(
-        &mut self,
-        disk: NewDisk,
-        from: String,
-        said: Said,
-    ) -> Result<InstanceState, ActError> {
+    pub(super) async fn restore_disk(&mut self, other: OtherDisk) -> Result<InstanceState, ActError> {
+        let OtherDisk { disk, from, said } = other;
         let before = self.row.state;
         let pool = self.pool().await?;
         let goal = match before {

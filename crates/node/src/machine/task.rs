@@ -169,8 +169,8 @@ impl Task {
                 answer(reply, done);
             }
             Command::Backup { said, reply } => self.back_up(said, reply).await,
-            Command::Restore { disk, from, said, reply } => {
-                let restored = self.restore_disk(disk, from, said).await;
+            Command::Restore { other, reply } => {
+                let restored = self.restore_disk(*other).await;
                 answer(reply, restored);
             }
             Command::Session { reply } => {
