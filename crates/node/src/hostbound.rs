@@ -286,14 +286,16 @@ fn rank(view: &View) -> (u8, InstanceId) {
 /// Running goes before warm, then comes sleeping. One that is about to leave would come back for the message, or not at all:
 /// it is only better than nothing.
 fn preference(state: InstanceState, act: Option<Intent>) -> u8 {
-    match (act, state) {
-        (Some(Intent::Sleep | Intent::Warm), _) => 4,
-        (Some(Intent::Stop | Intent::Destroy), _) => 6,
-        (_, InstanceState::Running) => 0,
-        (_, InstanceState::Warm) => 1,
-        (_, InstanceState::Sleeping) => 2,
-        (_, InstanceState::Ready) => 3,
-        _ => 5,
+    match act {
+        Some(Intent::Sleep | Intent::Warm) => 4,
+        Some(Intent::Stop | Intent::Restore | Intent::Destroy) => 6,
+        Some(Intent::Start | Intent::Wake | Intent::Resume) | None => match state {
+            InstanceState::Running => 0,
+            InstanceState::Warm => 1,
+            InstanceState::Sleeping => 2,
+            InstanceState::Ready => 3,
+            _ => 5,
+        },
     }
 }
 
@@ -325,6 +327,7 @@ mod tests {
         let leaving = |act| preference(Running, Some(act));
         assert!(leaving(Intent::Warm) > preference(Ready, None));
         assert!(leaving(Intent::Destroy) > preference(Failed, None));
+        assert!(leaving(Intent::Restore) > preference(Failed, None));
         assert_eq!(preference(Sleeping, Some(Intent::Wake)), preference(Sleeping, None));
     }
 }

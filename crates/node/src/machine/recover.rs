@@ -74,9 +74,7 @@ impl Task {
                 // Committed, so it is asleep, whatever became of its VMM.
                 self.agent.discard_vmm(&self.row).await;
                 self.row.process = None;
-                if let Err(error) = self.save(Vec::new()).await {
-                    tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
-                }
+                self.save_or_log(Vec::new()).await;
             }
             // Its next attempt was known to the earlier agent only.
             InstanceState::Failed => self.schedule_restart().await,
@@ -137,9 +135,7 @@ impl Task {
                     "SleepCancelled",
                     "the agent ended before it was committed",
                 );
-                if let Err(error) = self.save(vec![audit]).await {
-                    tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
-                }
+                self.save_or_log(vec![audit]).await;
                 self.discard_snapshot().await;
             }
             Err(error) => self.lost_without_agent(&error).await,
@@ -210,10 +206,8 @@ impl Task {
     async fn again(&mut self) {
         if let Err(error) = self.bring_up(Asker::Policy).await {
             tracing::warn!(instance = %self.row.address(), %error, "it could not be made to run again");
-            if self.row.intent.take().is_some()
-                && let Err(error) = self.save(Vec::new()).await
-            {
-                tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
+            if self.row.intent.take().is_some() {
+                self.save_or_log(Vec::new()).await;
             }
         }
     }

@@ -132,9 +132,7 @@ impl Task {
             Ok(()) => {
                 self.row.intent = None;
                 let audit = Audit::new(self.row.address(), "SleepCancelled", detail);
-                if let Err(error) = self.save(vec![audit]).await {
-                    tracing::error!(instance = %self.row.id, %error, "the cancelled sleep could not be stored");
-                }
+                self.save_or_log(vec![audit]).await;
             }
             Err(error) => self.lost(format!("a sleep failed ({detail}), and so did going on: {error}")).await,
         }

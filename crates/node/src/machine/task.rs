@@ -404,8 +404,13 @@ impl Task {
             }
         }
         self.row.intent = None;
-        if let Err(error) = self.save(vec![audit]).await {
-            tracing::error!(instance = %self.row.id, %error, "the new state could not be stored");
+        self.save_or_log(vec![audit]).await;
+    }
+
+    /// As [`save`](Self::save), where what has been done stays so whether it can be stored or not.
+    pub(super) async fn save_or_log(&mut self, audits: Vec<Audit>) {
+        if let Err(error) = self.save(audits).await {
+            tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
         }
     }
 

@@ -67,9 +67,7 @@ impl Task {
             Ok(()) => {
                 self.row.intent = None;
                 let audit = Audit::new(self.row.address(), "PauseCancelled", why.to_string());
-                if let Err(error) = self.save(vec![audit]).await {
-                    tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
-                }
+                self.save_or_log(vec![audit]).await;
             }
             Err(error) => self.lost(format!("a pause failed ({why}), and so did going on: {error}")).await,
         }
