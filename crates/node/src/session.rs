@@ -122,7 +122,29 @@ impl Conversation {
         name: &'static str,
         within: Duration,
     ) -> Result<GuestReply, SessionError> {
-        match tokio::time::timeout(within, ask_on(&mut self.stream, request, name)).await {
+        self.say(request).await?;
+        self.hear(name, within).await
+    }
+
+    /// Asks without waiting, so that the guest goes from one request to the next by itself. The answers are to be
+    /// [heard](Self::hear) in the same order.
+    ///
+    /// # Errors
+    /// [`SessionError`]
+    pub async fn say(&mut self, request: &GuestRequest) -> Result<(), SessionError> {
+        Ok(frame::write(&mut self.stream, request).await?)
+    }
+
+    /// Waits for the answer to the oldest request that has none yet, which was `name`.
+    ///
+    /// # Errors
+    /// As for [`ask`](Self::ask).
+    pub async fn hear(
+        &mut self,
+        name: &'static str,
+        within: Duration,
+    ) -> Result<GuestReply, SessionError> {
+        match tokio::time::timeout(within, answer(&mut self.stream, name)).await {
             Ok(answered) => answered,
             Err(_) => {
                 self.silent.notify_waiters();
@@ -175,6 +197,10 @@ async fn ask_on(
     name: &'static str,
 ) -> Result<GuestReply, SessionError> {
     frame::write(stream, request).await?;
+    answer(stream, name).await
+}
+
+async fn answer(stream: &mut Stream, name: &'static str) -> Result<GuestReply, SessionError> {
     match frame::read(stream).await? {
         Some(GuestReply::Error { message }) => Err(SessionError::Refused(name, message)),
         Some(reply) => Ok(reply),

@@ -81,12 +81,15 @@ impl Task {
     /// From there to a ready machine.
     pub(super) async fn get_ready(&mut self, up: Confirmed) -> Result<(), ActError> {
         let Confirmed { session, mut guest, .. } = up;
-        self.update(&mut guest).await?;
+        // Both at once: the guest goes from one to the other without waiting for the host.
+        guest.say(&self.update_message().await?).await.map_err(failed)?;
+        let wake = GuestRequest::Wake { generation: self.row.generation, cancelled: None };
+        guest.say(&wake).await.map_err(failed)?;
+        hear_updated(&mut guest).await?;
         self.step("updated");
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         self.step("link up");
-        let wake = GuestRequest::Wake { generation: self.row.generation, cancelled: None };
-        match guest.ask(&wake, "Wake", READY).await.map_err(failed)? {
+        match guest.hear("Wake", READY).await.map_err(failed)? {
             GuestReply::WakeAck { success: true, .. } => {}
             GuestReply::WakeAck { detail, .. } => {
                 return Err(failed(format!("its services are not ready: {detail}")));
@@ -100,11 +103,8 @@ impl Task {
 
     /// Gives a guest that has confirmed who it is its config and secrets.
     pub(super) async fn update(&self, guest: &mut Conversation) -> Result<(), ActError> {
-        let update = self.update_message().await?;
-        match guest.ask(&update, "Update", ANSWER).await.map_err(failed)? {
-            GuestReply::Updated => Ok(()),
-            _ => Err(failed("the guest's answer to Update makes no sense")),
-        }
+        guest.say(&self.update_message().await?).await.map_err(failed)?;
+        hear_updated(guest).await
     }
 
     /// Says how far an act is, for whoever wants to know what takes how long.
@@ -184,6 +184,13 @@ impl Task {
             files.insert("routes.json".into(), serde_json::to_string_pretty(&routes).map_err(failed)?);
         }
         Ok(files)
+    }
+}
+
+async fn hear_updated(guest: &mut Conversation) -> Result<(), ActError> {
+    match guest.hear("Update", ANSWER).await.map_err(failed)? {
+        GuestReply::Updated => Ok(()),
+        _ => Err(failed("the guest's answer to Update makes no sense")),
     }
 }
 
