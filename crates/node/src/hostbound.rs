@@ -114,6 +114,10 @@ impl Guest {
             HostRequest::Hold { pool_id, instance_selector, only_if_generation, .. } => {
                 self.hold(&pool_id, &instance_selector, only_if_generation).await
             }
+            HostRequest::ClaimUser { .. } => (
+                HostReply::Error { message: "there is no such link, or it is not valid any more".to_owned() },
+                None,
+            ),
             HostRequest::Keep { .. } => {
                 let message = "Keep is said on the stream of a Hold only".to_owned();
                 (HostReply::Error { message }, None)

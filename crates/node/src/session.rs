@@ -139,11 +139,7 @@ impl Conversation {
     ///
     /// # Errors
     /// As for [`ask`](Self::ask).
-    pub async fn hear(
-        &mut self,
-        name: &'static str,
-        within: Duration,
-    ) -> Result<GuestReply, SessionError> {
+    pub async fn hear(&mut self, name: &'static str, within: Duration) -> Result<GuestReply, SessionError> {
         match tokio::time::timeout(within, answer(&mut self.stream, name)).await {
             Ok(answered) => answered,
             Err(_) => {

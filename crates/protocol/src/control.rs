@@ -7,6 +7,7 @@ use mvm_model::{InstanceId, InstanceSelector, MacAddr, PoolId, TenantId};
 use serde::{Deserialize, Serialize};
 
 use crate::SecretBytes;
+use crate::openclaw::OpenClaw;
 
 /// Counts a machine's starts, clones, wakes and resumes.
 pub type Generation = u64;
@@ -410,6 +411,13 @@ pub enum HostRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         only_if_generation: Option<Generation>,
     },
+    /// Somebody opened a one-time link: make them the user whose it is.
+    ClaimUser {
+        /// The link's code.
+        code: String,
+        /// Who they are to Telegram.
+        telegram: i64,
+    },
     /// On the stream of a Hold: whether its instance is to be kept running any longer. The stream stays, so that the end is
     /// told. Not answered.
     Keep {
@@ -445,6 +453,11 @@ pub enum HostReply {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<Generation>,
     },
+    /// To ClaimUser, when it is durable.
+    UserClaimed {
+        /// Who they are now.
+        user: String,
+    },
     /// Unasked, on the stream of a Hold: the instance is to be put to sleep, paused or stopped, which waits a while for
     /// those who have something in hand.
     Leaving,
@@ -478,6 +491,9 @@ pub struct MachineConfig {
     pub min_runtime_policy: mvm_model::RuntimePolicy,
     /// Names of its integrations.
     pub integrations: Vec<String>,
+    /// Of a machine of an OpenClaw tenant: what it needs to know of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub openclaw: Option<OpenClaw>,
 }
 
 #[cfg(test)]

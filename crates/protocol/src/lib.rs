@@ -9,6 +9,7 @@ pub mod api;
 pub mod control;
 pub mod frame;
 pub mod mux;
+pub mod openclaw;
 pub mod proxy;
 pub mod record;
 mod secret;

@@ -176,6 +176,7 @@ impl Task {
             mem_mib: resources.mem_mib,
             min_runtime_policy: pool.runtime_policy.clone(),
             integrations: Vec::new(),
+            openclaw: None,
         };
         let mut files = ConfigFiles::new();
         files.insert("config.json".into(), serde_json::to_string_pretty(&config).map_err(failed)?);
