@@ -82,6 +82,11 @@ name_id! {
     PoolId
 }
 
+name_id! {
+    /// A person served by one tenant.
+    UserName
+}
+
 /// One microVM: `i-` and 8 hex digits, made locally, unique on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

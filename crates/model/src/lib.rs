@@ -10,6 +10,7 @@
 //! | [`quota`] | what a tenant may use |
 //! | [`egress`] | what a pool may reach |
 //! | [`routes`] | how a gateway finds the machine a message is for |
+//! | [`served`] | people, and services outside |
 //! | [`service`] | what runs in a machine |
 //! | [`pool`] | a pool's desired shape |
 //! | [`requirement`] | what mvm needs of a host |
@@ -25,11 +26,12 @@ pub mod quota;
 pub mod requirement;
 pub mod role;
 pub mod routes;
+pub mod served;
 pub mod service;
 pub mod state;
 
 pub use egress::{Egress, EgressRule};
-pub use id::{InstanceId, InstanceRef, InvalidId, PoolId, TenantId};
+pub use id::{InstanceId, InstanceRef, InvalidId, PoolId, TenantId, UserName};
 pub use network::{MacAddr, NetId, TenantSubnet};
 pub use policy::{RestartPolicy, RuntimePolicy};
 pub use pool::{DesiredCounts, PoolSpec, Profile, Resources, SecretScope, SnapshotCompression};
@@ -37,4 +39,5 @@ pub use quota::Quotas;
 pub use requirement::Requirement;
 pub use role::Role;
 pub use routes::{InstanceSelector, Route, RoutingTable};
+pub use served::{Endpoints, ServiceUrl, TelegramId, User};
 pub use state::{InstanceState, Operation};

@@ -10,7 +10,7 @@
 //! | tree to [`Deployment`]: types, names, ranges, unknown keys | `reader`, `sections`, `routing`, `secrets` |
 //! | rules between the parts; the agent checks them again | `check` |
 //!
-//! The other way, from a deployment to a manifest's keys, goes `document`; `change` is how commands change some of them.
+//! `template` makes the manifest of a new tenant from less than a manifest says. The other way, from a deployment to a manifest's keys, goes `document`; `change` is how commands change some of them.
 
 mod change;
 mod check;
@@ -21,6 +21,7 @@ mod reader;
 mod routing;
 mod secrets;
 mod sections;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use deployment::{Deployment, Publish, RequestedNetwork};
 pub use document::Difference;
 pub use place::{ManifestError, Place};
 pub use secrets::SecretSource;
+pub use template::NewOpenClaw;
 
 use place::Places;
 use serde::{Deserialize, Serialize};

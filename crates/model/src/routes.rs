@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::{InstanceId, PoolId};
+use crate::{InstanceId, PoolId, UserName};
 
 /// Every route of a tenant, given to each of its gateways.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ pub enum InstanceSelector {
     /// The one with this id.
     ByInstance(InstanceId),
     /// The one of this user.
-    ByUser(String),
+    ByUser(UserName),
     /// The one with the fewest connections.
     LeastConnections,
 }

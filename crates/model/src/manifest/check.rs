@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use super::{Deployment, Problem};
 use crate::quota::Usage;
 use crate::routes::InvalidRoutes;
-use crate::{PoolId, PoolSpec, RoutingTable};
+use crate::{PoolId, PoolSpec, Role, RoutingTable, User};
 
 /// vCPUs of a machine.
 pub(super) const VCPUS: RangeInclusive<u32> = 1..=32;
@@ -32,6 +32,7 @@ impl Deployment {
         self.check_pools()?;
         self.check_publish()?;
         self.check_routes()?;
+        self.check_users()?;
         self.check_subnet()?;
         let quota = self.quotas.admit(&self.usage());
         quota.map_err(|exceeded| {
@@ -105,6 +106,47 @@ impl Deployment {
             InvalidRoutes::Limit { key, .. } => &format!("limits.{key}"),
         };
         Err(Problem::new(format!("routes[{index}].{part}"), invalid.to_string()))
+    }
+
+    fn check_users(&self) -> Result<(), Problem> {
+        for (index, user) in self.users.iter().enumerate() {
+            let problem =
+                |key: &str, message: String| Err(Problem::new(format!("users[{index}].{key}"), message));
+            let earlier = &self.users[..index];
+            if earlier.iter().any(|other| other.name == user.name) {
+                return problem("name", format!("there is another user `{}`", user.name));
+            }
+            let same = |other: &&User| user.telegram.is_some() && other.telegram == user.telegram;
+            if let Some(other) = earlier.iter().find(same) {
+                return problem("telegram", format!("user `{}` has that id", other.name));
+            }
+        }
+        let (Some(first), pools) = (self.users.first(), self.pools_for_users()) else { return Ok(()) };
+        let problem = |message: String| Err(Problem::new("users", message));
+        let [pool] = pools.as_slice() else {
+            return problem(format!(
+                "user `{}` needs a worker, of the one pool with role {}; there are {} such pools",
+                first.name,
+                Role::CapabilityOpenclaw,
+                pools.len()
+            ));
+        };
+        if !self.pools.iter().any(|pool| pool.role.is_gateway() && pool.desired.total() > 0) {
+            return problem("users are reached through a gateway: there is no instance of one".to_owned());
+        }
+        let (have, wanted) = (instances(pool), self.users.len() as u64);
+        if have < wanted {
+            return problem(format!(
+                "each user has a worker of their own: pool {} has {have} instances, and there are {wanted} users",
+                pool.id
+            ));
+        }
+        Ok(())
+    }
+
+    /// The pools whose machines may be users' workers; of a tenant with users there is one.
+    pub fn pools_for_users(&self) -> Vec<&PoolSpec> {
+        self.pools.iter().filter(|pool| pool.role == Role::CapabilityOpenclaw).collect()
     }
 
     fn check_subnet(&self) -> Result<(), Problem> {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{NetId, PoolId, PoolSpec, Quotas, RoutingTable, TenantId, TenantSubnet};
+use crate::{Endpoints, NetId, PoolId, PoolSpec, Quotas, RoutingTable, TenantId, TenantSubnet, User};
 
 /// Everything that a tenant wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,12 @@ pub struct Deployment {
     pub publish: Vec<Publish>,
     /// The routes of all its gateways.
     pub routes: RoutingTable,
+    /// Whom it serves.
+    #[serde(default)]
+    pub users: Vec<User>,
+    /// The services outside that its gateways speak to for them.
+    #[serde(default)]
+    pub endpoints: Endpoints,
 }
 
 impl Deployment {
@@ -34,6 +40,8 @@ impl Deployment {
             pools: Vec::new(),
             publish: Vec::new(),
             routes: RoutingTable::default(),
+            users: Vec::new(),
+            endpoints: Endpoints::default(),
         }
     }
 }

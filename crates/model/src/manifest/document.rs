@@ -7,7 +7,7 @@ use toml::Value;
 
 use super::secrets::name_of;
 use super::{Deployment, Publish};
-use crate::{Egress, PoolSpec};
+use crate::{Egress, Endpoints, PoolSpec, User};
 
 /// Keys and their values, in the order in which they are written.
 pub(super) type Section = Vec<(String, Value)>;
@@ -20,6 +20,8 @@ pub(super) struct Document {
     pub(super) pools: Vec<Section>,
     pub(super) publish: Vec<Section>,
     pub(super) routes: Vec<Section>,
+    pub(super) users: Vec<Section>,
+    pub(super) endpoints: Section,
 }
 
 /// One key of a deployment that is another in the next one.
@@ -77,6 +79,8 @@ impl Document {
             pools: deployment.pools.iter().map(pool).collect(),
             publish: deployment.publish.iter().map(keys).collect(),
             routes: deployment.routes.routes.iter().map(keys).collect(),
+            users: deployment.users.iter().map(user).collect(),
+            endpoints: endpoints(&deployment.endpoints),
         }
     }
 
@@ -91,6 +95,9 @@ impl Document {
         all.extend(deployment.publish.iter().map(port).zip(self.publish));
         let routes = deployment.routes.routes.iter().map(|route| format!("route {}", route.name));
         all.extend(routes.zip(self.routes));
+        let users = deployment.users.iter().map(|user| format!("user {}", user.name));
+        all.extend(users.zip(self.users));
+        all.push(("endpoints".to_owned(), self.endpoints));
         all
     }
 
@@ -100,8 +107,15 @@ impl Document {
         if !self.quotas.is_empty() {
             text.push_str(&format!("\n{}", section("[tenant.quotas]", &self.quotas)));
         }
-        let lists =
-            [("[[pools]]", &self.pools), ("[[publish]]", &self.publish), ("[[routes]]", &self.routes)];
+        if !self.endpoints.is_empty() {
+            text.push_str(&format!("\n{}", section("[endpoints]", &self.endpoints)));
+        }
+        let lists = [
+            ("[[pools]]", &self.pools),
+            ("[[publish]]", &self.publish),
+            ("[[routes]]", &self.routes),
+            ("[[users]]", &self.users),
+        ];
         for (heading, sections) in lists {
             for one in sections {
                 text.push_str(&format!("\n{}", section(heading, one)));
@@ -141,6 +155,31 @@ fn pool(pool: &PoolSpec) -> Section {
     push(&mut keys, "restart", value(pool.restart));
     push(&mut keys, "snapshot_compression", value(pool.snapshot_compression));
     push(&mut keys, "spares", value(pool.spares));
+    keys
+}
+
+fn user(user: &User) -> Section {
+    let mut keys = vec![("name".to_owned(), user.name.as_str().into())];
+    push(&mut keys, "telegram", user.telegram.and_then(value));
+    // Cents of a limit that was read are fewer than a float's exact integers.
+    push(
+        &mut keys,
+        "monthly_limit_usd",
+        user.monthly_limit_cents.and_then(|cents| value(cents as f64 / 100.0)),
+    );
+    keys
+}
+
+/// Those that are not the public ones.
+fn endpoints(endpoints: &Endpoints) -> Section {
+    let public = Endpoints::default();
+    let mut keys = Section::new();
+    push(&mut keys, "telegram", value(&endpoints.telegram).filter(|_| endpoints.telegram != public.telegram));
+    push(
+        &mut keys,
+        "anthropic",
+        value(&endpoints.anthropic).filter(|_| endpoints.anthropic != public.anthropic),
+    );
     keys
 }
 
@@ -231,9 +270,10 @@ id = "gateways"
 role = "gateway"
 image = "/srv/a \"quoted\" \\ recipe/ü"
 egress = "any"
+desired_running = 1
 [[pools]]
 id = "workers"
-role = "worker"
+role = "capability-openclaw"
 profile = "python"
 image = "python"
 vcpus = 1
@@ -263,6 +303,15 @@ target = { pool_id = "workers", instance_selector = { by_instance = "i-0000002a"
 name = "b"
 match_rule = { port = 81 }
 target = { pool_id = "workers", instance_selector = { by_ip = "10.255.0.4" }, target_port = 8080 }
+[[users]]
+name = "ann"
+telegram = 777
+monthly_limit_usd = 12.5
+[[users]]
+name = "bob"
+monthly_limit_usd = 20
+[endpoints]
+telegram = "http://192.0.2.1:8081"
 "#;
 
     fn parsed(text: &str) -> Deployment {

@@ -105,6 +105,25 @@ impl<'a, 'i> Value<'a, 'i> {
             .ok_or_else(|| out_of_range(&self.key, number, range))
     }
 
+    /// An amount with at most two decimals, in hundredths.
+    pub(super) fn hundredths(&self, range: &RangeInclusive<u32>) -> Result<u64, Problem> {
+        let wanted = || self.wrong_type(&format!("an amount, {} to {}", range.start(), range.end()));
+        if self.value.is_integer() {
+            return Ok(u64::from(self.integer(range)?) * 100);
+        }
+        let text = self.value.as_float().ok_or_else(wanted)?.as_str();
+        let amount: f64 = text.parse().map_err(|_| wanted())?;
+        if !(f64::from(*range.start())..=f64::from(*range.end())).contains(&amount) {
+            return Err(out_of_range(&self.key, text, range));
+        }
+        let hundredths = (amount * 100.0).round();
+        if (hundredths / 100.0 - amount).abs() > 1e-9 {
+            return Err(self.problem(format!("must have at most two decimals, not {text}")));
+        }
+        // In range, so it is small enough and not negative.
+        Ok(hundredths as u64)
+    }
+
     /// The table's values, in the order of their names, whatever these are.
     pub(super) fn entries(&self) -> Result<Vec<Value<'a, 'i>>, Problem> {
         let table = self.value.as_table().ok_or_else(|| self.wrong_type("a table"))?;

@@ -61,9 +61,8 @@ fn read_target(value: Value<'_, '_>) -> Result<Target, Problem> {
 }
 
 fn read_selector(value: Value<'_, '_>) -> Result<InstanceSelector, Problem> {
-    const SELECTOR: Keys =
-        Keys { known: &["by_ip", "by_instance"], later: &[("by_user", "routes by user are")] };
-    const FORMS: &str = "\"any\", { by_ip = \"…\" } or { by_instance = \"…\" }";
+    const SELECTOR: Keys = Keys { known: &["by_ip", "by_instance", "by_user"], later: &[] };
+    const FORMS: &str = "\"any\", { by_ip = \"…\" }, { by_instance = \"…\" } or { by_user = \"…\" }";
     match value.as_text() {
         Some("any") => return Ok(InstanceSelector::Any),
         Some("least_connections") => {
@@ -75,9 +74,11 @@ fn read_selector(value: Value<'_, '_>) -> Result<InstanceSelector, Problem> {
     let selector = value.table(&SELECTOR)?;
     let by_ip = selector.optional("by_ip", |ip| ip.parsed_as("an IPv4 address"))?;
     let by_instance = selector.optional("by_instance", |id| id.parsed())?;
-    match (by_ip, by_instance) {
-        (Some(ip), None) => Ok(InstanceSelector::ByIp(ip)),
-        (None, Some(id)) => Ok(InstanceSelector::ByInstance(id)),
+    let by_user = selector.optional("by_user", |user| user.parsed())?;
+    match (by_ip, by_instance, by_user) {
+        (Some(ip), None, None) => Ok(InstanceSelector::ByIp(ip)),
+        (None, Some(id), None) => Ok(InstanceSelector::ByInstance(id)),
+        (None, None, Some(user)) => Ok(InstanceSelector::ByUser(user)),
         _ => Err(value.problem(format!("must be exactly one of {FORMS}"))),
     }
 }

@@ -25,11 +25,19 @@ impl SecretSource {
 }
 
 /// Secrets of well-known services: name, scope, key.
-const WELL_KNOWN: [(&str, &str, &str); 3] = [
+const WELL_KNOWN: [(&str, &str, &str); 4] = [
+    ("openclaw_token", OPENCLAW, OPENCLAW_TOKEN_KEY),
     ("anthropic_key", "anthropic", "ANTHROPIC_API_KEY"),
     ("telegram_token", "telegram", "TELEGRAM_BOT_TOKEN"),
     ("discord_token", "discord", "DISCORD_BOT_TOKEN"),
 ];
+
+/// The scope of what gateways and workers of OpenClaw know one another by.
+const OPENCLAW: &str = "openclaw";
+/// What its gateways have, and nobody else: random where it is not given.
+pub(super) const OPENCLAW_TOKEN_KEY: &str = "OPENCLAW_TOKEN_KEY";
+/// What each of its workers has in its place, derived from it.
+pub(super) const OPENCLAW_GATEWAY_TOKEN: &str = "OPENCLAW_GATEWAY_TOKEN";
 
 /// The scope of every other secret.
 const DEFAULT_SCOPE: &str = "default";
@@ -65,11 +73,6 @@ pub(super) fn read(section: Value<'_, '_>) -> Result<Vec<SecretSource>, Problem>
     const SECRET: Keys = Keys { known: &["file"], later: &[] };
     let source = |secret: Value<'_, '_>| {
         let name = secret.name();
-        if name == "openclaw_token" {
-            return Err(
-                secret.problem("the OpenClaw template is not supported by this version: leave it out")
-            );
-        }
         if !is_name(name) {
             return Err(secret.problem(format!("a secret's name is 1 to {MAX_NAME} of a-z, 0-9 and _")));
         }
@@ -98,7 +101,7 @@ impl Deployment {
             }
             for (s, scope) in scopes.iter().enumerate() {
                 for (k, key) in scope.keys.iter().enumerate() {
-                    if !is_there(&scope.integration, key) {
+                    if !is_made_by_mvm(&scope.integration, key) && !is_there(&scope.integration, key) {
                         let place = format!("pools[{p}].secret_scopes[{s}].keys[{k}]");
                         return Err(Problem::new(place, missing(&scope.integration, key)));
                     }
@@ -107,6 +110,11 @@ impl Deployment {
         }
         Ok(())
     }
+}
+
+/// Secrets that nobody has to give.
+fn is_made_by_mvm(scope: &str, key: &str) -> bool {
+    scope == OPENCLAW && [OPENCLAW_TOKEN_KEY, OPENCLAW_GATEWAY_TOKEN].contains(&key)
 }
 
 fn missing(scope: &str, key: &str) -> String {

@@ -10,8 +10,9 @@ use super::check::{COUNT, DATA_DISK_MIB, MEM_MIB, PORT, SPARES, VCPUS};
 use super::reader::{Keys, Table, Value};
 use super::{Deployment, Problem, Publish, RequestedNetwork, SecretSource, routing, secrets};
 use crate::{
-    DesiredCounts, Egress, NetId, PoolId, PoolSpec, Profile, Quotas, Resources, RestartPolicy, Role,
-    RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression, TenantId, TenantSubnet,
+    DesiredCounts, Egress, Endpoints, NetId, PoolId, PoolSpec, Profile, Quotas, Resources, RestartPolicy,
+    Role, RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression, TelegramId, TenantId, TenantSubnet,
+    User,
 };
 
 /// A quota's range: as large as the type for what is counted, 2^40 for what is measured.
@@ -19,16 +20,14 @@ const COUNTED: RangeInclusive<u32> = 0..=u32::MAX;
 const MEASURED: RangeInclusive<u64> = 0..=1 << 40;
 /// The seconds of a runtime policy: up to a week.
 const SECONDS: RangeInclusive<u32> = 0..=7 * 24 * 60 * 60;
+/// What a user may spend in a month, in US dollars.
+const MONTHLY_LIMIT: RangeInclusive<u32> = 0..=1_000_000;
 
 /// Reads a whole document.
 pub(super) fn document(root: &DeTable<'_>) -> Result<(Deployment, Option<Vec<SecretSource>>), Problem> {
     const ROOT: Keys = Keys {
-        known: &["tenant", "pools", "publish", "routes", "secrets"],
-        later: &[
-            ("overrides", "templates and their overrides are"),
-            ("users", "users are"),
-            ("endpoints", "endpoints are"),
-        ],
+        known: &["tenant", "pools", "publish", "routes", "users", "endpoints", "secrets"],
+        later: &[("overrides", "overrides outside of `mvm new` are")],
     };
     let root = Table::new(String::new(), root, &ROOT)?;
     let (tenant, network, quotas) = root.required("tenant", read_tenant)?;
@@ -36,7 +35,34 @@ pub(super) fn document(root: &DeTable<'_>) -> Result<(Deployment, Option<Vec<Sec
     let publish = root.list("publish", read_publish)?;
     let routes = RoutingTable { routes: root.list("routes", routing::read)? };
     let secrets = root.optional("secrets", secrets::read)?;
-    Ok((Deployment { tenant, network, quotas, pools, publish, routes }, secrets))
+    let users = root.list("users", read_user)?;
+    let endpoints = root.optional("endpoints", read_endpoints)?.unwrap_or_default();
+    Ok((Deployment { tenant, network, quotas, pools, publish, routes, users, endpoints }, secrets))
+}
+
+pub(super) fn read_user(value: Value<'_, '_>) -> Result<User, Problem> {
+    const USER: Keys = Keys {
+        known: &["name", "telegram", "monthly_limit_usd"],
+        later: &[("discord", "users of Discord are")],
+    };
+    let user = value.table(&USER)?;
+    let telegram = user.optional("telegram", |value| {
+        let id = value.integer(&(1..=TelegramId::MAX))?;
+        TelegramId::new(id).ok_or_else(|| value.problem("must be a person's id"))
+    })?;
+    let monthly_limit_cents = user.optional("monthly_limit_usd", |value| value.hundredths(&MONTHLY_LIMIT))?;
+    Ok(User { name: user.required("name", |value| value.parsed())?, telegram, monthly_limit_cents })
+}
+
+pub(super) fn read_endpoints(value: Value<'_, '_>) -> Result<Endpoints, Problem> {
+    const ENDPOINTS: Keys =
+        Keys { known: &["telegram", "anthropic"], later: &[("discord", "endpoints of Discord are")] };
+    let endpoints = value.table(&ENDPOINTS)?;
+    let public = Endpoints::default();
+    Ok(Endpoints {
+        telegram: endpoints.optional("telegram", |value| value.parsed())?.unwrap_or(public.telegram),
+        anthropic: endpoints.optional("anthropic", |value| value.parsed())?.unwrap_or(public.anthropic),
+    })
 }
 
 fn read_tenant(section: Value<'_, '_>) -> Result<(TenantId, RequestedNetwork, Quotas), Problem> {

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::routes::{MatchRule, RouteLimits, Target};
 use crate::{
-    DesiredCounts, Egress, InstanceSelector, PoolSpec, Profile, Quotas, Resources, RestartPolicy, Role,
-    Route, RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression,
+    DesiredCounts, Egress, Endpoints, InstanceSelector, PoolSpec, Profile, Quotas, Resources, RestartPolicy,
+    Role, Route, RoutingTable, RuntimePolicy, SecretScope, SnapshotCompression,
 };
 
 /// What the contract shows, with the pool and the secret that it names but does not show.
@@ -88,6 +88,8 @@ fn workers() -> PoolSpec {
 #[test]
 fn the_example_of_the_contract_is_read() {
     let expected = Deployment {
+        users: Vec::new(),
+        endpoints: Endpoints::default(),
         tenant: "alice".parse().unwrap(),
         network: RequestedNetwork::default(),
         quotas: Quotas { max_running: Some(8), ..Quotas::default() },
@@ -300,7 +302,6 @@ const MISTAKES: &[Mistake] = &[
     ("{ file = \"x\" }", "{ file = '' }", 34, "secrets.my_token_2.file", "must not be empty"),
     ("{ file = \"x\" }", "{ env = 'X' }", 34, "secrets.my_token_2.env", "known here are file"),
     ("my_token_2", "My-Token", 34, "secrets.My-Token", "1 to 64 of a-z, 0-9 and _"),
-    ("my_token_2", "openclaw_token", 34, "secrets.openclaw_token", "not supported by this version"),
     // What later versions bring.
     ("image = \"openclaw\"", "flake = \"github:org/app\"", 10, "pools[0].flake", "flake images are not supported by this version"),
     ("\"openclaw\"", "\"oci:debian\"", 10, "pools[0].image", "OCI images are not supported by this version"),
@@ -313,11 +314,14 @@ const MISTAKES: &[Mistake] = &[
     ("vcpus = 2", "snapshot_compression = 'gzip'", 11, "pools[0].snapshot_compression", "use none, lz4 or zstd"),
     ("vcpus = 2", "spares = 65", 11, "pools[0].spares", "must be 0 to 64"),
     ("192.0.2.0/24", "api.telegram.org:443", 15, "pools[0].egress[0]", "by name (`api.telegram.org:443`) is not supported"),
-    ("\"any\"", "{ by_user = 'bob' }", 30, "routes[0].target.instance_selector.by_user", "not supported by this version"),
+    ("\"any\"", "{ by_user = 'Bob' }", 30, "routes[0].target.instance_selector.by_user", "not a valid name"),
     ("\"any\"", "'least_connections'", 30, "routes[0].target.instance_selector", "not supported by this version"),
     ("\"any\"", "'best'", 30, "routes[0].target.instance_selector", "`best` selects nothing"),
     ("\"any\"", "{}", 30, "routes[0].target.instance_selector", "exactly one of"),
-    ("[secrets]", "[[users]]\n[secrets]", 31, "users", "users are not supported by this version"),
+    ("[secrets]", "[[users]]\n[secrets]", 31, "users[0].name", "is missing"),
+    ("[secrets]", "[[users]]\nname = 'bob'\n[secrets]", 31, "users", "needs a worker, of the one pool with role"),
+    ("[secrets]", "[endpoints]\nslack = 'x'\n[secrets]", 32, "endpoints.slack", "known here are telegram, anthropic"),
+    ("[secrets]", "[overrides]\n[secrets]", 31, "overrides", "outside of `mvm new` are not supported"),
 ];
 
 #[test]
