@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::connection::Connection;
-use crate::{agent, completions, deploy, doctor, events, instance, man, net, node, pool, status, tenant};
+use crate::{
+    agent, completions, deploy, doctor, events, instance, man, net, new, node, pool, status, tenant, user,
+};
 
 const START_HERE: &str = "\
 Start here (as root):
@@ -44,6 +46,8 @@ pub struct Cli {
 /// What to do. What has no words here has them in its module.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    #[command(subcommand)]
+    New(new::New),
     Deploy(deploy::Deploy),
     /// Tenants: what separates machines, networks, secrets and limits
     #[command(subcommand)]
@@ -51,6 +55,9 @@ pub enum Command {
     /// Pools: groups of like machines of a tenant
     #[command(subcommand)]
     Pool(pool::Pool),
+    /// Users: the people that tenants serve
+    #[command(subcommand)]
+    User(user::User),
     /// Instances: single machines
     #[command(subcommand)]
     Instance(instance::Instance),
@@ -100,6 +107,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 46);
+        assert_eq!(leaves, 49);
     }
 }

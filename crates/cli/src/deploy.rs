@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mvm_model::manifest::{Manifest, Problem};
+use mvm_model::manifest::{Manifest, ManifestError, Problem};
 use mvm_protocol::api::{ApiError, DeployMode, DeployRequest};
 
+use crate::client::Client;
 use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::outcome::{Outcome, follow};
@@ -46,7 +47,7 @@ impl Deploy {
     /// # Errors
     /// Whatever kept it from being done.
     pub async fn run(self, connection: &Connection) -> Result<u8, Failure> {
-        let mode = DeployMode { dry_run: self.dry_run, restart: self.restart };
+        let mode = DeployMode { dry_run: self.dry_run, restart: self.restart, only_new: false };
         if self.watch {
             return watch::until_told(connection, &self.file, mode, self.interval, self.output).await;
         }
@@ -87,21 +88,52 @@ impl File {
     /// # Errors
     /// Its mistake, or what the agent says.
     pub async fn apply(&self, connection: &Connection, mode: DeployMode) -> Result<Outcome, Failure> {
-        let (manifest, request) = self.parse(mode)?;
+        let manifest = self.read_as(Manifest::parse)?;
+        let request = self.gather(&manifest, mode)?;
         // Only now: a manifest with a mistake starts no agent.
         let client = connection.agent().await?;
-        let outcome = Outcome::new(&request.deployment.tenant, mode);
-        let followed = follow(&client, "/v1/deploy", &request, outcome).await;
-        followed.map_err(|failure| self.at_its_key(&manifest, failure))
+        self.send(&client, &manifest, request, mode, None).await
     }
 
-    fn parse(&self, mode: DeployMode) -> Result<(Manifest, DeployRequest), Failure> {
-        let manifest = Manifest::parse(&self.text);
-        let parsed = manifest.and_then(|manifest| {
-            let request = sources::gather(&manifest, &self.folder, mode)?;
-            Ok((manifest, request))
-        });
-        parsed.map_err(|error| Failure::manifest(&self.name, &self.text, &error))
+    /// Sends what it asks for. Links of new users are for this bot.
+    ///
+    /// # Errors
+    /// What the agent says, at its place in the file where it names a key.
+    pub async fn send(
+        &self,
+        client: &Client,
+        manifest: &Manifest,
+        request: DeployRequest,
+        mode: DeployMode,
+        bot: Option<String>,
+    ) -> Result<Outcome, Failure> {
+        let outcome = Outcome { bot, ..Outcome::new(&request.deployment.tenant, mode) };
+        let followed = follow(client, "/v1/deploy", &request, outcome).await;
+        followed.map_err(|failure| self.at_its_key(manifest, failure))
+    }
+
+    /// What its text says.
+    ///
+    /// # Errors
+    /// Its mistake.
+    pub fn read_as(
+        &self,
+        parse: impl FnOnce(&str) -> Result<Manifest, ManifestError>,
+    ) -> Result<Manifest, Failure> {
+        parse(&self.text).map_err(|error| self.mistake(&error))
+    }
+
+    /// With everything that it names outside of itself.
+    ///
+    /// # Errors
+    /// What is missing, at its key.
+    pub fn gather(&self, manifest: &Manifest, mode: DeployMode) -> Result<DeployRequest, Failure> {
+        sources::gather(manifest, &self.folder, mode).map_err(|error| self.mistake(&error))
+    }
+
+    /// A mistake in it.
+    pub fn mistake(&self, error: &ManifestError) -> Failure {
+        Failure::manifest(&self.name, &self.text, error)
     }
 
     /// Where the agent names a key, its place in the file.
@@ -109,7 +141,7 @@ impl File {
         match failure {
             Failure::Refused(ApiError { key: Some(key), message, .. }) => {
                 let error = manifest.locate(Problem::new(key, message));
-                Failure::manifest(&self.name, &self.text, &error)
+                self.mistake(&error)
             }
             other => other,
         }

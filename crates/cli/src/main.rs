@@ -10,11 +10,12 @@
 //! | [`failure`] | why a command was not done, and the exit code that says so |
 //! | [`interrupt`] | signals that end a command |
 //! | [`serve`] | the agent in this process |
-//! | `deploy`, `tenant`, `pool`, `instance`, `agent`, `node`, `net`, `events`, `doctor`, `status` | one noun or verb each |
+//! | `new`, `deploy`, `tenant`, `pool`, `user`, `instance`, `agent`, `node`, `net`, `events`, `doctor`, `status` | one noun or verb each |
 //! | `scale`, `stats`, `exec`, `copy`, `backup`, `logs`, `forward`, `watch` | verbs of theirs that are longer |
 //! | `screen` | a page that stays on a terminal |
 //! | `completions`, `man` | what shells and manuals know of all commands |
 //! | [`change`], [`sources`], [`outcome`] | what is wanted, as flags and files say it, and what came of it |
+//! | [`check`] | whether services outside take a secret |
 //! | [`loss`], [`confirm`] | what destroying takes away, and asking before |
 
 mod address;
@@ -23,6 +24,7 @@ mod args;
 mod background;
 mod backup;
 mod change;
+mod check;
 mod client;
 mod clock;
 mod completions;
@@ -44,6 +46,7 @@ mod logs;
 mod loss;
 mod man;
 mod net;
+mod new;
 mod node;
 mod outcome;
 mod output;
@@ -57,6 +60,7 @@ mod stats;
 mod status;
 mod tenant;
 mod terminal;
+mod user;
 mod view;
 mod watch;
 
@@ -101,9 +105,11 @@ fn in_runtime(cli: Cli) -> Result<u8, Failure> {
 async fn run(cli: Cli) -> Result<u8, Failure> {
     let connection = &cli.connection;
     match cli.command {
+        Command::New(new) => new.run(connection).await,
         Command::Deploy(deploy) => deploy.run(connection).await,
         Command::Tenant(tenant) => tenant.run(connection).await,
         Command::Pool(pool) => pool.run(connection).await,
+        Command::User(user) => user.run(connection).await,
         Command::Instance(instance) => instance.run(connection).await,
         Command::Agent(agent) => agent.run(connection).await,
         Command::Node(node) => node.run(connection).await,

@@ -2,10 +2,11 @@
 
 use mvm_model::TenantId;
 use mvm_model::manifest::Difference;
-use mvm_protocol::api::{DeployEvent, DeployMode};
+use mvm_protocol::api::{DeployEvent, DeployMode, UserLink};
 use serde::Serialize;
 
 use crate::client::Client;
+use crate::clock;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::{Extent, Progress};
@@ -27,6 +28,12 @@ pub struct Outcome {
     pub differs: Vec<Line>,
     /// Instances that were created.
     pub created: Vec<Created>,
+    /// What makes people the new users: told this once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+    /// The bot that links are for.
+    #[serde(skip)]
+    pub bot: Option<String>,
     /// Where nothing was done: each key that would be another.
     pub diff: Vec<Difference>,
     /// What was begun, and why it did not come to its end.
@@ -52,6 +59,23 @@ pub struct Created {
     pub instance: String,
     /// Its address on the tenant's network.
     pub ip: String,
+}
+
+/// What makes whoever opens it first a user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Link {
+    /// The user.
+    pub user: String,
+    /// What to open.
+    pub url: String,
+    /// Until when it is valid, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+/// What a person opens to become a user (Telegram, "Deep linking").
+pub fn link_url(bot: Option<&str>, code: &str) -> String {
+    format!("https://t.me/{}?start={code}", bot.unwrap_or("<your bot>"))
 }
 
 /// Sends what is wanted and shows how it goes. What was done before the rest of it failed is an outcome, too.
@@ -85,6 +109,10 @@ pub async fn follow(
                 outcome.changed.push(Line { what, how });
             }
             DeployEvent::Differs { what, how } => outcome.differs.push(Line { what, how }),
+            DeployEvent::Link(UserLink { user, code, expires_at }) => {
+                let url = link_url(outcome.bot.as_deref(), &code);
+                outcome.links.push(Link { user: user.into(), url, expires_at });
+            }
             DeployEvent::Done { changes } => {
                 outcome.changes = changes;
                 break Ok(outcome);
@@ -137,6 +165,9 @@ impl Outcome {
         }
         lines.extend(self.changed.iter().map(|Line { what, how }| format!("{what}: {how}")));
         lines.extend(self.summary(source));
+        lines.extend(self.links.iter().map(|Link { user, url, expires_at }| {
+            format!("user {user} is whoever opens this first, until {}: {url}", clock::utc(*expires_at))
+        }));
         lines.extend(self.differs.iter().map(|Line { what, how }| format!("differs: {what}: {how}")));
         lines.join("\n")
     }

@@ -189,7 +189,7 @@ impl Pool {
             Pool::Create { pool, role, keys, dry_run, output } => {
                 let mut keys = keys.keys()?;
                 keys.extend(role.map(|role| ("role".to_owned(), Some(role.into()))));
-                let mode = DeployMode { dry_run, restart: false };
+                let mode = DeployMode { dry_run, ..DeployMode::default() };
                 change(connection, pool, Verb::Create, keys, mode, output).await?;
             }
             Pool::Update { pool, keys, restart, dry_run, output } => {
@@ -198,7 +198,15 @@ impl Pool {
                     let message = "say what is to change: `mvm pool update --help` lists it";
                     return Err(Failure::Usage(message.to_owned()));
                 }
-                change(connection, pool, Verb::Update, keys, DeployMode { dry_run, restart }, output).await?;
+                change(
+                    connection,
+                    pool,
+                    Verb::Update,
+                    keys,
+                    DeployMode { dry_run, restart, ..DeployMode::default() },
+                    output,
+                )
+                .await?;
             }
             Pool::Destroy { pool, confirmation, output } => {
                 let asked = confirmation.is_needed("mvm pool destroy")?;

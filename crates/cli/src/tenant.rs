@@ -147,7 +147,7 @@ async fn change(
     dry_run: bool,
     output: Output,
 ) -> Result<(), Failure> {
-    let mode = DeployMode { dry_run, restart: false };
+    let mode = DeployMode { dry_run, ..DeployMode::default() };
     let outcome = change::send(&connection.agent().await?, tenant, of, mode).await?;
     outcome.show(output, "this command")
 }

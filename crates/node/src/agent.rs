@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use mvm_host::{Host, PortSpec, TenantNetwork};
 use mvm_model::quota::{QuotaExceeded, Usage};
-use mvm_model::{InstanceId, PoolId, PoolSpec, Resources, Role, TenantId};
+use mvm_model::{InstanceId, PoolId, PoolSpec, Resources, Role, TenantId, UserName};
 use mvm_protocol::control::SecretFiles;
 use tokio::sync::Semaphore;
 
 use crate::machine::Machine;
 use crate::publish::Publishing;
 use crate::seal::{Key, SealError};
-use crate::store::{self, InstanceRow, PoolRow, Store, StoreError, TenantRow};
+use crate::store::{self, InstanceRow, PoolRow, Store, StoreError, TenantRow, UserRow};
 
 /// Where an agent keeps things.
 #[derive(Debug, Clone)]
@@ -42,6 +42,9 @@ pub enum AgentError {
     /// No such pool.
     #[error("tenant {0} has no pool `{1}`; `mvm pool list` shows those there are")]
     NoPool(TenantId, PoolId),
+    /// No such user.
+    #[error("tenant {0} has no user `{1}`; `mvm user list` shows those there are")]
+    NoUser(TenantId, UserName),
 }
 
 /// What the parts of an agent share.
@@ -151,6 +154,16 @@ impl Agent {
         let (wanted_tenant, wanted) = (tenant.clone(), id.clone());
         let found = self.store.read(move |tx| store::pool(tx, &wanted_tenant, &wanted)).await?;
         found.ok_or_else(|| AgentError::NoPool(tenant.clone(), id.clone()))
+    }
+
+    /// A user.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn user(&self, tenant: &TenantId, name: &UserName) -> Result<UserRow, AgentError> {
+        let (wanted_tenant, wanted) = (tenant.clone(), name.clone());
+        let found = self.store.read(move |tx| store::user(tx, &wanted_tenant, &wanted)).await?;
+        found.ok_or_else(|| AgentError::NoUser(tenant.clone(), name.clone()))
     }
 
     /// The secrets that machines of a pool are given, in clear.
@@ -292,7 +305,7 @@ fn take(admitted: &mut Admitted, id: InstanceId, resources: Resources) {
 
 #[cfg(test)]
 mod tests {
-    use mvm_model::{NetId, Quotas, RoutingTable};
+    use mvm_model::{Endpoints, NetId, Quotas, RoutingTable};
 
     use super::*;
 
@@ -306,6 +319,7 @@ mod tests {
             quotas: Quotas { max_running: Some(max_running), ..Quotas::default() },
             routes: RoutingTable::default(),
             publish: Vec::new(),
+            endpoints: Endpoints::default(),
             created_at: 0,
             doomed: false,
         }

@@ -14,7 +14,7 @@ use crate::store::{self, Audit, StoreError};
 impl From<AgentError> for ApiError {
     fn from(error: AgentError) -> Self {
         let code = match error {
-            AgentError::NoTenant(_) | AgentError::NoPool(..) => ErrorCode::NotFound,
+            AgentError::NoTenant(_) | AgentError::NoPool(..) | AgentError::NoUser(..) => ErrorCode::NotFound,
             AgentError::Store(_) | AgentError::Seal(_) => ErrorCode::Failed,
         };
         Self { code, message: error.to_string(), key: None }

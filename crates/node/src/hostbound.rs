@@ -16,6 +16,7 @@ use crate::denials::Denials;
 use crate::machine::{Asker, Lease, Machine, Stay, View};
 use crate::session::OnStream;
 use crate::store::{Audit, Intent, Place};
+use crate::users;
 
 /// Serves every stream that one machine opens.
 pub fn serve_all(agent: Arc<Agent>, id: InstanceId, place: Place) -> OnStream {
@@ -114,10 +115,13 @@ impl Guest {
             HostRequest::Hold { pool_id, instance_selector, only_if_generation, .. } => {
                 self.hold(&pool_id, &instance_selector, only_if_generation).await
             }
-            HostRequest::ClaimUser { .. } => (
-                HostReply::Error { message: "there is no such link, or it is not valid any more".to_owned() },
-                None,
-            ),
+            HostRequest::ClaimUser { code, telegram } => {
+                let reply = match users::claim(&self.agent, &self.place.tenant, &code, telegram).await {
+                    Ok(user) => HostReply::UserClaimed { user: user.into() },
+                    Err(message) => HostReply::Error { message },
+                };
+                (reply, None)
+            }
             HostRequest::Keep { .. } => {
                 let message = "Keep is said on the stream of a Hold only".to_owned();
                 (HostReply::Error { message }, None)
@@ -275,7 +279,11 @@ pub async fn choose(
         }
         InstanceSelector::ByInstance(id) => of_pool.iter().find(|machine| machine.id == *id),
         InstanceSelector::ByIp(ip) => of_pool.iter().find(|machine| machine.ip == *ip),
-        InstanceSelector::ByUser(_) | InstanceSelector::LeastConnections => {
+        InstanceSelector::ByUser(name) => {
+            let row = agent.user(tenant, name).await.map_err(|error| error.to_string())?;
+            of_pool.iter().find(|machine| Some(machine.id) == row.instance)
+        }
+        InstanceSelector::LeastConnections => {
             return Err("this instance selector is not supported by this version".to_owned());
         }
     };

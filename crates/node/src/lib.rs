@@ -46,6 +46,7 @@ pub mod spares;
 pub mod status;
 pub mod store;
 pub mod usage;
+pub mod users;
 
 mod serve;
 mod systemd;

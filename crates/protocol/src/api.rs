@@ -32,6 +32,8 @@
 //! | `GET /v1/node/disk` | → [`NodeDisk`] |
 //! | `GET /v1/status` | → [`NodeStatus`] |
 //! | `GET /v1/status/{tenant}` | → [`TenantStatus`] |
+//! | `GET /v1/users?tenant=` | → [`UserSummary`]s |
+//! | `POST /v1/users/{tenant}/{user}/link` | → [`UserLink`] |
 //! | `GET /v1/events/{tenant}` | → [`AuditEntry`]s |
 //! | `GET /v1/events/{tenant}/follow` | → lines of [`AuditEntry`], those to come too |
 //! | `POST /v1/net/verify` | → [`NetReport`] |
@@ -44,6 +46,7 @@ mod doctor;
 mod scale;
 mod status;
 mod usage;
+mod users;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -65,6 +68,8 @@ pub use usage::{
     AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,
     VmmStats,
 };
+
+pub use users::{UserLink, UserSummary, Worker};
 
 use crate::SecretBytes;
 use crate::control::{CopyDirection, TerminalSize};
@@ -165,6 +170,8 @@ pub struct DeployMode {
     pub dry_run: bool,
     /// Machines that run or sleep with something else than is wanted are restarted.
     pub restart: bool,
+    /// The tenant has to be new.
+    pub only_new: bool,
 }
 
 /// One secret.
@@ -216,6 +223,8 @@ pub enum DeployEvent {
         /// How it differs, and what would change it.
         how: String,
     },
+    /// A new user is whoever first opens their link.
+    Link(UserLink),
     /// All is as the manifest says.
     Done {
         /// How many changes were made; 0 means there was nothing to do.

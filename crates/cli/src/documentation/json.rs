@@ -43,6 +43,9 @@ const fn noted(answer: Answer, note: &'static str) -> Answer {
 fn answers() -> Vec<Answer> {
     vec![
         one::<crate::outcome::Outcome>("mvm deploy"),
+        one::<crate::outcome::Outcome>("mvm new openclaw"),
+        list::<api::UserSummary>("mvm user list"),
+        one::<api::UserLink>("mvm user link"),
         list::<api::TenantSummary>("mvm tenant list"),
         one::<api::TenantInfo>("mvm tenant info"),
         one::<crate::outcome::Outcome>("mvm tenant create"),

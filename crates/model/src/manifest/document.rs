@@ -48,7 +48,7 @@ impl Deployment {
         text
     }
 
-    /// Every key in which `next` differs. A pool that `next` leaves out is not among them: a deployment keeps it.
+    /// Every key in which `next` differs. A pool or user that `next` leaves out is not among them: a deployment keeps it.
     pub fn differences(&self, next: &Deployment) -> Vec<Difference> {
         let (before, after) = (Document::of(self).named(self), Document::of(next).named(next));
         let mut all = Vec::new();
@@ -56,8 +56,10 @@ impl Deployment {
             let old = before.iter().find(|(other, _)| other == what).map(|(_, section)| section);
             all.extend(compare(what, old, section));
         }
-        let kept =
-            |what: &String| self.pools.iter().any(|pool| format!("{}/{}", self.tenant, pool.id) == *what);
+        let kept = |what: &String| {
+            self.pools.iter().any(|pool| format!("{}/{}", self.tenant, pool.id) == *what)
+                || self.users.iter().any(|user| format!("user {}", user.name) == *what)
+        };
         for (what, section) in before.iter().filter(|(what, _)| !kept(what)) {
             if !after.iter().any(|(other, _)| other == what) {
                 all.extend(compare(what, Some(section), &Section::new()));

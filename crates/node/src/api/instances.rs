@@ -27,7 +27,12 @@ pub(super) async fn find(
     let prefix = if instance == "-" { "" } else { instance };
     let wanted = InstanceRef { tenant: parsed(tenant)?, pool: parsed(pool)?, prefix: prefix.to_owned() };
     agent.tenant(&wanted.tenant).await?;
-    agent.pool(&wanted.tenant, &wanted.pool).await?;
+    if let Err(no_pool) = agent.pool(&wanted.tenant, &wanted.pool).await {
+        // `alice/bob`: the worker of a user.
+        let user = agent.user(&wanted.tenant, &parsed(pool)?).await;
+        let worker = user.ok().filter(|_| prefix.is_empty()).and_then(|row| agent.machine(row.instance?));
+        return worker.ok_or_else(|| no_pool.into());
+    }
     let found = agent.machines(|machine| {
         machine.place.tenant == wanted.tenant
             && machine.place.pool == wanted.pool

@@ -9,6 +9,7 @@ mod stats;
 mod status;
 mod streams;
 mod tenants;
+mod users;
 
 use std::sync::Arc;
 
@@ -52,6 +53,8 @@ pub async fn serve(
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::info).delete(tenants::destroy))
         .route("/v1/tenants/{tenant}/manifest", get(tenants::manifest))
+        .route("/v1/users", get(users::list))
+        .route("/v1/users/{tenant}/{user}/link", post(users::link))
         .route("/v1/pools", get(tenants::pools))
         .route("/v1/pools/{tenant}/{pool}", get(tenants::pool).delete(pools::destroy))
         .route("/v1/pools/{tenant}/{pool}/build", post(pools::build))

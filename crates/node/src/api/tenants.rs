@@ -75,11 +75,16 @@ pub async fn info(State(agent): Shared, Path(id): Path<String>) -> Result<Json<T
 pub async fn manifest(State(agent): Shared, Path(id): Path<String>) -> Result<String, Failure> {
     let id: TenantId = parsed(&id)?;
     let row = agent.tenant(&id).await?;
-    let (mut pools, secrets) =
-        agent.store.read(move |tx| Ok((store::pools(tx, Some(&id))?, store::secrets(tx, &id)?))).await?;
+    let (mut pools, secrets, users) = agent
+        .store
+        .read(move |tx| {
+            let pools = store::pools(tx, Some(&id))?;
+            Ok((pools, store::secrets(tx, &id)?, store::users(tx, Some(&id))?))
+        })
+        .await?;
     pools.retain(|pool| !pool.doomed);
     let secrets: Vec<String> = secrets.iter().map(name_of).collect();
-    Ok(deploy::deployment(&row, &pools).to_manifest(&secrets))
+    Ok(deploy::deployment(&row, &pools, &users).to_manifest(&secrets))
 }
 
 fn name_of(secret: &SealedRow) -> String {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mvm_model::manifest::Deployment;
 use mvm_model::{InstanceId, Requirement, TenantId};
-use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode};
+use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode, UserLink};
 
 use super::basis::Basis;
 use super::begin::bring_about;
@@ -19,7 +19,8 @@ use crate::agent::Agent;
 use crate::create::{self, GivenDisk};
 use crate::kill_point::{KillPoint, reached};
 use crate::publish::Bound;
-use crate::store::{self, Audit, NewInstance, TenantRow};
+use crate::store::{self, Audit, NewInstance, Place, TenantRow, UserRow};
+use crate::users;
 
 /// Applies what is wanted and counts the changes.
 pub async fn apply(
@@ -46,8 +47,11 @@ pub async fn apply(
     if events.is_abandoned() {
         return Err(failed("the deployment was abandoned before anything was made"));
     }
-    let tenant = commit(agent, &wanted, &present, &plan, given, &secrets).await?;
+    let (tenant, links) = commit(agent, &wanted, &present, &plan, given, &secrets).await?;
     reached(KillPoint::DeployCommitted);
+    for link in links {
+        events.send(DeployEvent::Link(link));
+    }
     let mut problems = bring_about(agent, &wanted, &tenant, &plan, bound, events).await;
     // Machines are restarted for what is wanted of them at that moment: others may change it meanwhile.
     drop(changing);
@@ -141,6 +145,7 @@ async fn present(agent: &Agent, tenant: &TenantId) -> Result<Present, ApiError> 
                 tenant: mine.into_iter().next(),
                 pools: store::pools(tx, Some(&id))?,
                 instances: store::instances(tx, Some(&id), None)?,
+                users: store::users(tx, Some(&id))?,
                 others,
             })
         })
@@ -176,7 +181,7 @@ async fn commit(
     plan: &Plan,
     given: Option<GivenDisk>,
     secrets: &Secrets,
-) -> Result<TenantRow, ApiError> {
+) -> Result<(TenantRow, Vec<UserLink>), ApiError> {
     let tenant = tenant_row(agent, wanted, present, plan).await?;
     let new = plan.instances.iter().map(|(spec, goal)| (spec.id.clone(), Some(*goal))).collect();
     let mut instances = create::instances(agent, &tenant, &present.instances, new).await?;
@@ -185,11 +190,41 @@ async fn commit(
     }
     let ids: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
     let basis = Basis::of(&tenant.id, present, plan);
-    let committed = commit_with_disks(agent, &tenant, plan, basis, instances, given, secrets).await;
+    let (users, links) = users(wanted, present, &instances)?;
+    let new = New { instances, users };
+    let committed = commit_with_disks(agent, &tenant, plan, basis, new, given, secrets).await;
     if committed.is_err() {
         create::remove_disks(agent, ids).await;
     }
-    committed.map(|()| tenant)
+    committed.map(|()| (tenant, links))
+}
+
+/// Rows that do not follow from what is wanted alone.
+struct New {
+    instances: Vec<NewInstance>,
+    users: Vec<UserRow>,
+}
+
+/// Everyone's worker, and links for those of whom nobody knows who they are.
+fn users(
+    wanted: &Deployment,
+    present: &Present,
+    new: &[NewInstance],
+) -> Result<(Vec<UserRow>, Vec<UserLink>), ApiError> {
+    let pools = wanted.pools_for_users();
+    let is_for_users = |place: &Place| pools.iter().any(|pool| pool.id == place.pool);
+    let there = present.instances.iter().filter(|row| is_for_users(&row.place)).map(|row| row.id);
+    let workers: Vec<_> =
+        there.chain(new.iter().filter(|row| is_for_users(&row.place)).map(|row| row.id)).collect();
+    let mut rows = users::assign(&wanted.tenant, &present.users, &wanted.users, &workers);
+    let mut links = Vec::new();
+    let is_new = |row: &UserRow| !present.users.iter().any(|other| other.user.name == row.user.name);
+    for row in rows.iter_mut().filter(|row| row.user.telegram.is_none() && is_new(row)) {
+        let (code, link) = users::new_link().map_err(failed)?;
+        links.push(UserLink { user: row.user.name.clone(), code, expires_at: link.expires_at });
+        row.link = Some(link);
+    }
+    Ok((rows, links))
 }
 
 /// Disks first, then everything else in one transaction.
@@ -198,10 +233,11 @@ async fn commit_with_disks(
     tenant: &TenantRow,
     plan: &Plan,
     basis: Basis,
-    instances: Vec<NewInstance>,
+    new: New,
     given: Option<GivenDisk>,
     secrets: &Secrets,
 ) -> Result<(), ApiError> {
+    let New { instances, users } = new;
     let sizes = plan.instances.iter().map(|(spec, _)| spec.resources.data_disk_mib);
     let mut disks: Vec<_> = instances.iter().map(|instance| instance.id).zip(sizes).collect();
     let mut restored = None;
@@ -224,6 +260,7 @@ async fn commit_with_disks(
             row.save(tx)?;
             pools.iter().try_for_each(|pool| pool.save(tx))?;
             instances.iter().try_for_each(|instance| instance.insert(tx))?;
+            users.iter().try_for_each(|user| user.save(tx))?;
             if let Some(Sealed { wrapped, rows }) = &sealed {
                 if let Some(wrapped) = wrapped {
                     store::save_tenant_key(tx, &row.id, wrapped)?;
@@ -262,6 +299,7 @@ async fn tenant_row(
         quotas: wanted.quotas,
         routes: wanted.routes.clone(),
         publish: wanted.publish.clone(),
+        endpoints: wanted.endpoints.clone(),
         created_at: present.tenant.as_ref().map_or_else(store::now_secs, |tenant| tenant.created_at),
         doomed: false,
     })

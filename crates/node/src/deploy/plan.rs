@@ -6,7 +6,7 @@ use mvm_model::manifest::{Deployment, Problem};
 use mvm_model::{DesiredCounts, InstanceId, InstanceState, NetId, PoolId, PoolSpec, TenantSubnet};
 
 use super::images::Revisions;
-use crate::store::{Goal, InstanceRow, PoolRow, TenantRow};
+use crate::store::{Goal, InstanceRow, PoolRow, TenantRow, UserRow};
 
 /// What is there of the tenant, and what others have.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ pub struct Present {
     pub pools: Vec<PoolRow>,
     /// Its instances.
     pub instances: Vec<InstanceRow>,
+    /// Whom it serves.
+    pub users: Vec<UserRow>,
     /// Every other tenant.
     pub others: Vec<TenantRow>,
 }
@@ -70,6 +72,7 @@ impl Plan {
         admit_kept(present, wanted)?;
         let mut plan = Plan { network: Some(network(present, wanted)?), ..Plan::default() };
         plan.compare_tenant(present, wanted);
+        plan.compare_users(present, wanted);
         for (index, spec) in wanted.pools.iter().enumerate() {
             plan.compare_pool(present, wanted, index, spec, revisions)?;
             plan.count_instances(present, wanted, spec);
@@ -131,9 +134,29 @@ impl Plan {
             ("quotas", tenant.quotas == wanted.quotas),
             ("published ports", tenant.publish == wanted.publish),
             ("routes", tenant.routes == wanted.routes),
+            ("endpoints", tenant.endpoints == wanted.endpoints),
         ];
         for (part, _) in parts.into_iter().filter(|(_, same)| !same) {
             self.changes.push((name.clone(), format!("{part} changed")));
+        }
+    }
+
+    fn compare_users(&mut self, present: &Present, wanted: &Deployment) {
+        let name = wanted.tenant.to_string();
+        for user in &wanted.users {
+            match present.users.iter().find(|row| row.user.name == user.name) {
+                None => self.changes.push((name.clone(), format!("user {} added", user.name))),
+                Some(row) if row.user != *user => {
+                    self.changes.push((name.clone(), format!("user {} changed", user.name)));
+                }
+                Some(_) => {}
+            }
+        }
+        for row in &present.users {
+            if !wanted.users.iter().any(|user| user.name == row.user.name) {
+                let how = format!("user {} is not in the manifest any more, and stays", row.user.name);
+                self.differs.push((name.clone(), how));
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use mvm_model::TenantId;
 use mvm_model::manifest::{Change, ChangeOf, Deployment, RequestedNetwork, Verb};
-use mvm_model::{PoolId, RoutingTable};
+use mvm_model::{PoolId, RoutingTable, User};
 use mvm_protocol::api::{ApiError, ChangeRequest, DeployMode, DeployRequest, ErrorCode, SecretValue};
 
 use super::images::Revisions;
@@ -10,7 +10,7 @@ use super::naming::by_name;
 use super::plan::{About, Present};
 use super::{at_key, failed};
 use crate::agent::{Agent, AgentError};
-use crate::store::{Goal, PoolRow, TenantRow};
+use crate::store::{Goal, PoolRow, TenantRow, UserRow};
 
 /// How it was said.
 #[derive(Debug)]
@@ -54,14 +54,18 @@ impl Request {
 
     pub(super) fn wish(self, present: &Present) -> Result<Wish, ApiError> {
         match self {
-            Request::Manifest(DeployRequest { deployment, secrets, mode }) => Ok(Wish {
-                deployment,
-                secrets,
-                kept: Revisions::new(),
-                about: About::All,
-                mode,
-                command: None,
-            }),
+            Request::Manifest(DeployRequest { mut deployment, secrets, mode }) => {
+                if mode.only_new && present.tenant.is_some() {
+                    let id = &deployment.tenant;
+                    let message = format!(
+                        "tenant {id} is there already: give the new one another name, or `mvm tenant destroy {id}` first"
+                    );
+                    return Err(ApiError::new(ErrorCode::Refused, message));
+                }
+                present.keep_claims(&mut deployment.users);
+                let (kept, about) = (Revisions::new(), About::All);
+                Ok(Wish { deployment, secrets, kept, about, mode, command: None })
+            }
             Request::Change(ChangeRequest { change, mode }) => {
                 let deployment = changed(&change, present).map_err(|error| {
                     let mut known =
@@ -139,14 +143,22 @@ impl Wish {
 }
 
 impl Present {
+    /// Who has opened their link is that user, also for a manifest that does not say who they are.
+    fn keep_claims(&self, users: &mut [User]) {
+        for user in users.iter_mut().filter(|user| user.telegram.is_none()) {
+            let row = self.users.iter().find(|row| row.user.name == user.name);
+            user.telegram = row.and_then(|row| row.user.telegram);
+        }
+    }
+
     /// What is wanted of the tenant so far, if there is one.
     pub(super) fn deployment(&self) -> Option<Deployment> {
-        self.tenant.as_ref().map(|tenant| deployment(tenant, &self.pools))
+        self.tenant.as_ref().map(|tenant| deployment(tenant, &self.pools, &self.users))
     }
 }
 
 /// What is wanted of a tenant that is there.
-pub fn deployment(tenant: &TenantRow, pools: &[PoolRow]) -> Deployment {
+pub fn deployment(tenant: &TenantRow, pools: &[PoolRow], users: &[UserRow]) -> Deployment {
     Deployment {
         tenant: tenant.id.clone(),
         network: RequestedNetwork { net_id: Some(tenant.net_id), subnet: Some(tenant.subnet) },
@@ -154,5 +166,7 @@ pub fn deployment(tenant: &TenantRow, pools: &[PoolRow]) -> Deployment {
         pools: pools.iter().map(|pool| pool.spec.clone()).collect(),
         publish: tenant.publish.clone(),
         routes: RoutingTable { routes: tenant.routes.routes.clone() },
+        users: users.iter().map(|row| row.user.clone()).collect(),
+        endpoints: tenant.endpoints.clone(),
     }
 }

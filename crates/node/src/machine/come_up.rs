@@ -19,6 +19,7 @@ use crate::hostbound;
 use crate::kill_point::{KillPoint, reached};
 use crate::session::{Conversation, Session};
 use crate::store::now_millis;
+use crate::users;
 
 /// How long a kernel may take to boot; emulated and on a busy host.
 const BOOT: Duration = Duration::from_secs(90);
@@ -166,6 +167,17 @@ impl Task {
 
     async fn config_files(&self, pool: &mvm_model::PoolSpec) -> Result<ConfigFiles, ActError> {
         let resources = self.row.launched.as_ref().map_or(pool.resources, |l| l.resources);
+        // Only these are told of more than themselves.
+        let tenant = match pool.role {
+            Role::Gateway | Role::CapabilityOpenclaw => {
+                Some(self.agent.tenant(&self.tenant.id).await.map_err(failed)?)
+            }
+            Role::Worker | Role::Builder | Role::CapabilityImessage => None,
+        };
+        let openclaw = match &tenant {
+            Some(tenant) => users::told(&self.agent, tenant, self.row.id, pool.role).await.map_err(failed)?,
+            None => None,
+        };
         let config = MachineConfig {
             instance_id: self.row.id,
             pool_id: pool.id.clone(),
@@ -176,13 +188,12 @@ impl Task {
             mem_mib: resources.mem_mib,
             min_runtime_policy: pool.runtime_policy.clone(),
             integrations: Vec::new(),
-            openclaw: None,
+            openclaw,
         };
         let mut files = ConfigFiles::new();
         files.insert("config.json".into(), serde_json::to_string_pretty(&config).map_err(failed)?);
-        if pool.role == Role::Gateway {
-            let routes = self.agent.tenant(&self.tenant.id).await.map_err(failed)?.routes;
-            files.insert("routes.json".into(), serde_json::to_string_pretty(&routes).map_err(failed)?);
+        if let Some(tenant) = tenant.filter(|_| pool.role == Role::Gateway) {
+            files.insert("routes.json".into(), serde_json::to_string_pretty(&tenant.routes).map_err(failed)?);
         }
         Ok(files)
     }

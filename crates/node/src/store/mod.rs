@@ -9,6 +9,7 @@ mod instances;
 mod schema;
 mod secrets;
 mod tenants;
+mod users;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ pub use instances::{
 };
 pub use secrets::{SealedRow, replace_secrets, save_tenant_key, secrets, tenant_key};
 pub use tenants::{PoolRow, TenantRow, pool, pools, remove_pool, remove_tenant, tenant, tenants};
+pub use users::{UserRow, user, users};
 
 /// The store could not be read or written.
 #[derive(Debug, thiserror::Error)]

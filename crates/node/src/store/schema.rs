@@ -4,7 +4,7 @@ use rusqlite_migration::{M, Migrations};
 
 /// Every step from an empty file to this version.
 pub fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES), M::up(DOOMED_POOLS)])
+    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES), M::up(DOOMED_POOLS), M::up(USERS)])
 }
 
 const FIRST_LIGHT: &str = "
@@ -113,6 +113,25 @@ INSERT INTO revisions (tenant, pool, revision, since) SELECT tenant, id, revisio
 const DOOMED_POOLS: &str = "
 -- Being destroyed: finished when the agent starts again.
 ALTER TABLE pools ADD COLUMN doomed INTEGER NOT NULL DEFAULT 0;
+";
+
+const USERS: &str = "
+ALTER TABLE tenants ADD COLUMN endpoints TEXT NOT NULL DEFAULT '{}';
+
+CREATE TABLE users (
+    tenant TEXT NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    telegram INTEGER,
+    monthly_limit_cents INTEGER,
+    -- Their worker, until it is destroyed.
+    instance INTEGER UNIQUE REFERENCES instances (id) ON DELETE SET NULL,
+    -- Of the code of a one-time link, of which only whoever is to open it has more.
+    code_sha256 TEXT,
+    code_expires_at INTEGER,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant, name),
+    UNIQUE (tenant, telegram)
+) STRICT;
 ";
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use mvm_host::Uplink;
 use mvm_model::manifest::Publish;
-use mvm_model::{NetId, PoolId, PoolSpec, Quotas, RoutingTable, TenantId, TenantSubnet};
+use mvm_model::{Endpoints, NetId, PoolId, PoolSpec, Quotas, RoutingTable, TenantId, TenantSubnet};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::{Sql, from_json, from_text, to_json};
@@ -24,6 +24,8 @@ pub struct TenantRow {
     pub routes: RoutingTable,
     /// Ports of the host that lead to it.
     pub publish: Vec<Publish>,
+    /// The services outside that its gateways speak to.
+    pub endpoints: Endpoints,
     /// Since when, in seconds since 1970.
     pub created_at: u64,
     /// Being destroyed.
@@ -56,6 +58,7 @@ impl TenantRow {
             quotas: from_json(row, "quotas")?,
             routes: from_json(row, "routes")?,
             publish: from_json(row, "publish")?,
+            endpoints: from_json(row, "endpoints")?,
             created_at: row.get("created_at")?,
             doomed: row.get("doomed")?,
         })
@@ -64,9 +67,9 @@ impl TenantRow {
     /// Makes it, or changes what may change.
     pub fn save(&self, tx: &Transaction<'_>) -> Sql<()> {
         tx.execute(
-            "INSERT INTO tenants (id, net_id, subnet, uplink, quotas, routes, publish, created_at, doomed)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-             ON CONFLICT (id) DO UPDATE SET quotas = ?5, routes = ?6, publish = ?7, doomed = ?9",
+            "INSERT INTO tenants (id, net_id, subnet, uplink, quotas, routes, publish, created_at, doomed, endpoints)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             ON CONFLICT (id) DO UPDATE SET quotas = ?5, routes = ?6, publish = ?7, doomed = ?9, endpoints = ?10",
             params![
                 self.id.as_str(),
                 u64::from(self.net_id),
@@ -77,6 +80,7 @@ impl TenantRow {
                 to_json(&self.publish)?,
                 self.created_at,
                 self.doomed,
+                to_json(&self.endpoints)?,
             ],
         )?;
         Ok(())

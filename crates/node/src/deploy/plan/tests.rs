@@ -64,6 +64,7 @@ fn tenant(wanted: &Deployment, (net_id, subnet): (NetId, TenantSubnet)) -> Tenan
         quotas: wanted.quotas,
         routes: wanted.routes.clone(),
         publish: wanted.publish.clone(),
+        endpoints: wanted.endpoints.clone(),
         created_at: 0,
         doomed: false,
     }
@@ -109,8 +110,10 @@ fn carried_out(before: &Present, wanted: &Deployment) -> Present {
         let state = if *goal == Goal::Running { InstanceState::Running } else { InstanceState::Sleeping };
         instances.push(instance(number, wanted.tenant.as_str(), pool, state));
     }
+    let workers: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
+    let users = crate::users::assign(&wanted.tenant, &before.users, &wanted.users, &workers);
     let tenant = tenant(wanted, plan.network.unwrap());
-    Present { tenant: Some(tenant), pools, instances, others: before.others.clone() }
+    Present { tenant: Some(tenant), pools, instances, users, others: before.others.clone() }
 }
 
 fn alice() -> Present {

@@ -1,0 +1,242 @@
+//! People: which worker is whose, who they are to Telegram, and what machines are told of them.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use mvm_model::{InstanceId, Role, TelegramId, TenantId, User, UserName};
+use mvm_protocol::api::{ApiError, ErrorCode, UserLink};
+use mvm_protocol::openclaw::{Endpoints, GatewayConfig, OneTimeLink, OpenClaw, Served, WorkerConfig};
+use sha2::{Digest, Sha256};
+
+use crate::agent::Agent;
+use crate::deploy;
+use crate::store::{self, Audit, InstanceRow, StoreError, TenantRow, UserRow, now_secs};
+
+/// How long a one-time link is valid, in seconds.
+const LINK_LASTS: u64 = 24 * 60 * 60;
+
+/// A link's code, which only whoever is to open it may know, and what is kept of it.
+pub fn new_link() -> std::io::Result<(String, OneTimeLink)> {
+    let code = URL_SAFE_NO_PAD.encode(crate::seal::random::<24>()?);
+    let link = OneTimeLink { code_sha256: sha256(&code), expires_at: now_secs() + LINK_LASTS };
+    Ok((code, link))
+}
+
+fn sha256(code: &str) -> String {
+    hex::encode(Sha256::digest(code))
+}
+
+/// The rows of everyone who is wanted: those there are stay who they are and keep their worker, others take free ones in
+/// their order. Rows that would stay as they are, are left out.
+pub fn assign(
+    tenant: &TenantId,
+    present: &[UserRow],
+    wanted: &[User],
+    workers: &[InstanceId],
+) -> Vec<UserRow> {
+    let taken: Vec<InstanceId> = present.iter().filter_map(|row| row.instance).collect();
+    let mut free = workers.iter().filter(|id| !taken.contains(id)).copied();
+    let mut changed = Vec::new();
+    for user in wanted {
+        let old = present.iter().find(|row| row.user.name == user.name);
+        let mut row = old.cloned().unwrap_or_else(|| UserRow {
+            tenant: tenant.clone(),
+            user: user.clone(),
+            instance: None,
+            link: None,
+            created_at: now_secs(),
+        });
+        row.user = user.clone();
+        if row.user.telegram.is_some() {
+            row.link = None;
+        }
+        row.instance = row.instance.or_else(|| free.next());
+        if old != Some(&row) {
+            changed.push(row);
+        }
+    }
+    changed
+}
+
+/// Makes whoever opened a link the user whose it is. Every code is good once.
+///
+/// # Errors
+/// In words that may be told to anyone.
+pub async fn claim(
+    agent: &Arc<Agent>,
+    tenant: &TenantId,
+    code: &str,
+    telegram: i64,
+) -> Result<UserName, String> {
+    let wrong = || "there is no such link, or it is not valid any more: ask for another one".to_owned();
+    let telegram = TelegramId::new(telegram).ok_or_else(|| "that is not a person's id".to_owned())?;
+    let (id, hash, now) = (tenant.clone(), sha256(code), now_secs());
+    let claimed = agent.store.write(move |tx| {
+        let users = store::users(tx, Some(&id))?;
+        if users.iter().any(|row| row.user.telegram == Some(telegram)) {
+            return Ok(None);
+        }
+        let valid = |row: &&UserRow| {
+            row.link.as_ref().is_some_and(|link| link.code_sha256 == hash && link.expires_at > now)
+        };
+        let Some(row) = users.iter().find(valid) else { return Ok(None) };
+        let mut row = row.clone();
+        row.user.telegram = Some(telegram);
+        row.link = None;
+        row.save(tx)?;
+        Audit::new(address(&row), "UserClaimed", format!("telegram {telegram}")).append(tx, &id)?;
+        Ok(Some(row.user.name))
+    });
+    let name = claimed.await.map_err(|error| error.to_string())?.ok_or_else(wrong)?;
+    tell(agent, tenant).await;
+    Ok(name)
+}
+
+/// Has machines that run take what changed about their users, behind whoever changed it.
+async fn tell(agent: &Arc<Agent>, tenant: &TenantId) {
+    let Ok(row) = agent.tenant(tenant).await else { return };
+    let agent = Arc::clone(agent);
+    tokio::spawn(async move {
+        for behind in deploy::refresh(&agent, &row).await {
+            tracing::warn!(%behind, "it does not know of a user yet");
+        }
+    });
+}
+
+/// Another one-time link for a user who has none that is open; the one before it is not valid any more.
+///
+/// # Errors
+/// There is no such user, or Telegram knows them already.
+pub async fn link(agent: &Arc<Agent>, tenant: &TenantId, name: &UserName) -> Result<UserLink, ApiError> {
+    let (code, link) = new_link().map_err(failed)?;
+    let (id, wanted, expires_at) = (tenant.clone(), name.clone(), link.expires_at);
+    let saved = agent.store.write(move |tx| {
+        let Some(mut row) = store::user(tx, &id, &wanted)? else { return Ok(Err(None)) };
+        if let Some(telegram) = row.user.telegram {
+            return Ok(Err(Some(telegram)));
+        }
+        row.link = Some(link);
+        row.save(tx)?;
+        Audit::new(address(&row), "UserLinkMade", "valid for 24 h").append(tx, &id)?;
+        Ok(Ok(()))
+    });
+    match saved.await.map_err(failed)? {
+        Ok(()) => {
+            tell(agent, tenant).await;
+            Ok(UserLink { user: name.clone(), code, expires_at })
+        }
+        Err(None) => Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("tenant {tenant} has no user `{name}`; `mvm user list` shows those there are"),
+        )),
+        Err(Some(telegram)) => Err(ApiError::new(
+            ErrorCode::Refused,
+            format!("user {tenant}/{name} is known already: they are {telegram} to Telegram"),
+        )),
+    }
+}
+
+fn address(row: &UserRow) -> String {
+    format!("{}/{}", row.tenant, row.user.name)
+}
+
+fn failed(error: impl ToString) -> ApiError {
+    ApiError::new(ErrorCode::Failed, error)
+}
+
+/// What a gateway or a worker of OpenClaw is told of the users of its tenant: the gateway of all of them, the worker of its
+/// own. Where there are none, nothing.
+///
+/// # Errors
+/// The store's.
+pub async fn told(
+    agent: &Agent,
+    tenant: &TenantRow,
+    machine: InstanceId,
+    role: Role,
+) -> Result<Option<OpenClaw>, StoreError> {
+    let id = tenant.id.clone();
+    let (users, pools, instances) = agent
+        .store
+        .read(move |tx| {
+            let users = store::users(tx, Some(&id))?;
+            if users.is_empty() {
+                return Ok((users, Vec::new(), Vec::new()));
+            }
+            Ok((users, store::pools(tx, Some(&id))?, store::instances(tx, Some(&id), None)?))
+        })
+        .await?;
+    if users.is_empty() {
+        return Ok(None);
+    }
+    if role == Role::Gateway {
+        let served = users.iter().filter_map(|row| served(tenant, row, &instances)).collect();
+        let endpoints = Endpoints {
+            telegram: tenant.endpoints.telegram.to_string(),
+            anthropic: tenant.endpoints.anthropic.to_string(),
+        };
+        return Ok(Some(OpenClaw::Gateway(GatewayConfig { endpoints, users: served })));
+    }
+    let is_gateway = |row: &&InstanceRow| {
+        pools.iter().any(|pool| pool.spec.id == row.place.pool && pool.spec.role.is_gateway())
+    };
+    let first = instances.iter().filter(is_gateway).min_by_key(|row| row.place.offset);
+    let gateway_ip = first.and_then(|row| tenant.subnet.machine_ip(row.place.offset));
+    let own = users.into_iter().find(|row| row.instance == Some(machine));
+    Ok(own.zip(gateway_ip).map(|(row, gateway_ip)| {
+        let telegram = row.user.telegram.map(TelegramId::get);
+        OpenClaw::Worker(WorkerConfig { user: row.user.name.into(), gateway_ip, telegram })
+    }))
+}
+
+fn served(tenant: &TenantRow, row: &UserRow, instances: &[InstanceRow]) -> Option<Served> {
+    let worker = instances.iter().find(|instance| Some(instance.id) == row.instance)?;
+    Some(Served {
+        user: row.user.name.to_string(),
+        pool_id: worker.place.pool.clone(),
+        instance_id: worker.id,
+        ip: tenant.subnet.machine_ip(worker.place.offset)?,
+        telegram: row.user.telegram.map(TelegramId::get),
+        link: row.link.clone(),
+        monthly_limit_cents: row.user.monthly_limit_cents,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str) -> User {
+        User { name: name.parse().unwrap(), telegram: None, monthly_limit_cents: None }
+    }
+
+    fn workers(rows: &[UserRow]) -> Vec<(String, Option<u32>)> {
+        rows.iter().map(|row| (row.user.name.to_string(), row.instance.map(InstanceId::get))).collect()
+    }
+
+    #[test]
+    fn everyone_has_a_worker_and_keeps_it() {
+        let tenant: TenantId = "alice".parse().unwrap();
+        let ids = [1, 2, 3].map(InstanceId::new);
+        let first = assign(&tenant, &[], &[user("ann"), user("bob")], &ids);
+        assert_eq!(workers(&first), [("ann".to_owned(), Some(1)), ("bob".to_owned(), Some(2))]);
+        assert_eq!(assign(&tenant, &first, &[user("bob"), user("ann")], &ids), []);
+        let more = assign(&tenant, &first, &[user("cat"), user("ann"), user("dan")], &ids);
+        assert_eq!(workers(&more), [("cat".to_owned(), Some(3)), ("dan".to_owned(), None)]);
+        // One whose worker was destroyed takes the next that is free.
+        let mut lost = first;
+        lost[0].instance = None;
+        assert_eq!(workers(&assign(&tenant, &lost, &[user("ann")], &ids)), [("ann".to_owned(), Some(1))]);
+    }
+
+    #[test]
+    fn who_is_known_needs_no_link() {
+        let tenant: TenantId = "alice".parse().unwrap();
+        let mut rows = assign(&tenant, &[], &[user("ann")], &[InstanceId::new(1)]);
+        rows[0].link = Some(new_link().unwrap().1);
+        let known = User { telegram: TelegramId::new(777), ..user("ann") };
+        let changed = assign(&tenant, &rows, &[known], &[InstanceId::new(1)]);
+        assert_eq!((changed[0].link.clone(), changed[0].user.telegram), (None, TelegramId::new(777)));
+    }
+}
