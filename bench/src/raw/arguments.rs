@@ -121,7 +121,7 @@ impl Hardware {
     fn kernel_arguments(&self) -> Vec<String> {
         let line = format!(
             "console=ttyS0 quiet panic=-1 tsc_early_khz={} pci=off 8250.nr_uarts=1 random.trust_cpu=on \
-             noreplace-smp",
+             noreplace-smp psi=0 lsm=landlock,yama",
             self.tsc_khz
         );
         let (kernel, initrd) = (self.kernel.display().to_string(), self.initrd.display().to_string());

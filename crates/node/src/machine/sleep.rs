@@ -7,7 +7,6 @@ use mvm_host::SnapshotFacts;
 use mvm_model::{InstanceState, Operation, PoolSpec};
 use mvm_protocol::control::{GuestReply, GuestRequest};
 
-use super::come_up::ANSWER;
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
 use crate::kill_point::{KillPoint, reached};
@@ -63,7 +62,6 @@ impl Task {
             }
             _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
         }
-        self.take_link_down().await?;
         reached(KillPoint::SleepDrained);
         // Streams do not survive sleep.
         self.session = None;
@@ -81,16 +79,6 @@ impl Task {
             Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
         self.commit_sleeping().await
-    }
-
-    /// A wake begins without a link (S6). Where the guest has seen it go before it slept, it has less to do then; hence the
-    /// question, which it answers after.
-    async fn take_link_down(&self) -> Result<(), ActError> {
-        self.agent.hands.set_link(self.row.id, false).await.map_err(failed)?;
-        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
-        // One that does not answer has only more to do when it wakes.
-        let _ = session.ask(&GuestRequest::Ping, "Ping", ANSWER).await;
-        Ok(())
     }
 
     /// The point of no return.

@@ -12,6 +12,8 @@ const CONTROL_PORT: &str = "mvm.control";
 
 /// Name of the network device in the monitor.
 pub(super) const NETWORK_ID: &str = "nic0";
+/// What a network device with a tap is the other end of.
+pub(super) const TAP_ID: &str = "net0";
 /// Name of the control port's socket in the monitor.
 pub(super) const CONTROL_ID: &str = "control";
 /// Where the VMM sees kernel and initrd.
@@ -156,8 +158,8 @@ impl Arguments {
     fn network(&mut self, spec: &MachineSpec, with_tap: bool) {
         let mac = spec.mac;
         if with_tap {
-            self.flag("-netdev", format!("tap,id=net0,fd={},vhost=off", Passed::Tap.number()));
-            self.flag("-device", format!("{NETWORK},id={NETWORK_ID},mac={mac},netdev=net0"));
+            self.flag("-netdev", format!("tap,id={TAP_ID},fd={},vhost=off", Passed::Tap.number()));
+            self.flag("-device", format!("{NETWORK},id={NETWORK_ID},mac={mac},netdev={TAP_ID}"));
         } else {
             self.flag("-device", format!("{NETWORK},id={NETWORK_ID},mac={mac}"));
         }
@@ -189,7 +191,7 @@ fn kernel_command_line(spec: &MachineSpec, tsc_khz: u64) -> String {
     // A microvm hangs calibrating its clock unless it is told. A panic ends the machine at once (-no-reboot).
     let fixed = format!(
         "console=ttyS0 quiet panic=-1 tsc_early_khz={tsc_khz} pci=off 8250.nr_uarts=1 random.trust_cpu=on \
-         noreplace-smp"
+         noreplace-smp psi=0 lsm=landlock,yama"
     );
     let own = spec.kernel_arguments.iter().map(String::as_str);
     std::iter::once(fixed.as_str()).chain(own).collect::<Vec<_>>().join(" ")

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::arguments::{CONTROL_ID, DATA_LIMITS, DATA_NODE, NETWORK_ID};
+use super::arguments::{CONTROL_ID, DATA_LIMITS, DATA_NODE, NETWORK_ID, TAP_ID};
 use super::open_data;
 use super::start::{CONSOLE, CONTROL, MONITOR};
 use crate::cgroup::Cgroup;
@@ -52,6 +52,7 @@ pub(super) struct Parts {
     pub(super) process: OwnedFd,
     pub(super) data: File,
     pub(super) cgroup: Cgroup,
+    pub(super) with_tap: bool,
 }
 
 /// A machine with a QEMU.
@@ -65,13 +66,15 @@ pub(super) struct QemuMachine {
     control: PathBuf,
     console: PathBuf,
     missing_limits: Vec<String>,
+    /// Of two ends the tap's: device state that is loaded brings the guest's end back as it was, and leaves this.
+    link: &'static str,
     ended: watch::Receiver<Option<Ended>>,
 }
 
 impl QemuMachine {
     /// Connects to a process's monitor and watches for its end.
     pub(super) async fn attach(parts: Parts, spec: &MachineSpec, shape: Shape) -> Result<Self> {
-        let Parts { identity, process, data, cgroup } = parts;
+        let Parts { identity, process, data, cgroup, with_tap } = parts;
         let (monitor, events) = Qmp::connect(&spec.run_dir.join(MONITOR)).await?;
         let watched = process.try_clone().doing(|| "duplicate a descriptor".into())?;
         let (sender, ended) = watch::channel(None);
@@ -87,6 +90,7 @@ impl QemuMachine {
             control: spec.run_dir.join(CONTROL),
             console: spec.run_dir.join(CONSOLE),
             missing_limits,
+            link: if with_tap { TAP_ID } else { NETWORK_ID },
             ended,
         })
     }
@@ -263,16 +267,13 @@ impl Machine for QemuMachine {
         status.and(control)?;
         let (memory, base) = (memory?, self.base.clone());
         let restore = blocking(move || restore.fill(&memory, &base).map(|()| restore)).await?;
+        // What comes in says how the guest's end of the link is; the tap's is down since the launch, and nothing passes.
         self.load_devices(restore.device()).await?;
-        let (down, status) = tokio::join!(
-            self.set_link(false),
-            self.require_status(&["paused", "prelaunch"], "paused after the restore")
-        );
-        down.and(status)
+        self.require_status(&["paused", "prelaunch"], "paused after the restore").await
     }
 
     async fn set_link(&self, up: bool) -> Result<()> {
-        self.ask("set_link", json!({ "name": NETWORK_ID, "up": up })).await.map(drop)
+        self.ask("set_link", json!({ "name": self.link, "up": up })).await.map(drop)
     }
 
     async fn pause(&self) -> Result<()> {

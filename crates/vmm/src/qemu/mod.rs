@@ -101,7 +101,9 @@ impl Engine for QemuEngine {
         // The earlier agent may have died before it had.
         let (joining, pid) = (cgroup.clone(), identity.pid);
         blocking(move || joining.join(pid)).await?;
-        let parts = machine::Parts { identity: identity.clone(), process, data, cgroup };
+        // What has none is not attached to: it is nobody's machine.
+        let with_tap = true;
+        let parts = machine::Parts { identity: identity.clone(), process, data, cgroup, with_tap };
         Ok(Box::new(machine::QemuMachine::attach(parts, spec, shape).await?))
     }
 

@@ -64,6 +64,7 @@ struct Prepared {
     log: File,
     data: File,
     cgroup: Cgroup,
+    with_tap: bool,
 }
 
 fn prepare(engine: &QemuEngine, spec: &MachineSpec, tap: Option<OwnedFd>, start: Start) -> Result<Prepared> {
@@ -99,7 +100,7 @@ fn prepare(engine: &QemuEngine, spec: &MachineSpec, tap: Option<OwnedFd>, start:
         kvm: engine.accel() == Accel::Kvm,
         file_size_limit: data_bytes.max(LEAST_FILE_LIMIT),
     };
-    Ok(Prepared { plan, descriptors, log, data, cgroup })
+    Ok(Prepared { plan, descriptors, log, data, cgroup, with_tap })
 }
 
 /// The data disk, or what stands in for it until a spare is assigned; and another descriptor of it for the VMM.
@@ -188,12 +189,13 @@ fn limits(spec: &MachineSpec, accel: Accel) -> Limits {
 }
 
 async fn run(engine: &QemuEngine, spec: &MachineSpec, prepared: Prepared) -> Result<QemuMachine> {
-    let Prepared { plan, descriptors, log, data, cgroup } = prepared;
+    let Prepared { plan, descriptors, log, data, cgroup, with_tap } = prepared;
     let data_bytes = data.metadata().doing(|| "examine the data disk".into())?.len();
     let shape = engine.shape_with(spec, data_bytes)?;
     let started = engine.launcher.start(plan, descriptors, log, cgroup.clone()).await;
     let started = started.map_err(|error| launch_error(spec, error))?;
-    match take_up(&started, spec, shape, data, cgroup).await {
+    let parts = |identity, process| Parts { identity, process, data, cgroup, with_tap };
+    match take_up(&started, spec, shape, parts).await {
         Ok(machine) => Ok(machine),
         Err(error) => {
             started.end().await;
@@ -206,12 +208,11 @@ async fn take_up(
     started: &Started,
     spec: &MachineSpec,
     shape: Shape,
-    data: File,
-    cgroup: Cgroup,
+    parts: impl FnOnce(ProcessIdentity, OwnedFd) -> Parts,
 ) -> Result<QemuMachine> {
     let identity = ProcessIdentity::of(started.pid)?;
     let process = started.process.try_clone().doing(|| "duplicate a descriptor".into())?;
-    let machine = QemuMachine::attach(Parts { identity, process, data, cgroup }, spec, shape).await?;
+    let machine = QemuMachine::attach(parts(identity, process), spec, shape).await?;
     // A VMM that answers has opened its memory.
     remove_if_there(&spec.run_dir.join(BASE))?;
     machine.set_link_down().await?;

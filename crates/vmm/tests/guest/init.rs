@@ -14,6 +14,7 @@ unsafe extern "C" {
     fn mount(from: *const c_char, to: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn sendto(fd: c_int, data: *const u8, length: usize, flags: c_int, to: *const u8, size: u32) -> isize;
     fn ioctl(fd: c_int, request: c_int, ...) -> c_int;
     fn reboot(how: c_int) -> c_int;
 }
@@ -53,6 +54,19 @@ fn link_up() {
     request[..4].copy_from_slice(b"eth0");
     request[16] = 1; // IFF_UP
     unsafe { ioctl(socket(2, 2, 0), SIOCSIFFLAGS, request.as_mut_ptr()) };
+}
+
+/// Sends a frame of its own out of eth0, and says how many bytes the kernel took.
+fn send() -> isize {
+    const SOCK_PACKET: c_int = 10;
+    let every_protocol = c_int::from(3u16.to_be());
+    let mut frame = [0u8; 60];
+    frame[..6].fill(0xff);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]); // for experiments (IEEE 802)
+    let mut to = [0u8; 16];
+    to[0] = 2;
+    to[2..6].copy_from_slice(b"eth0");
+    unsafe { sendto(socket(2, SOCK_PACKET, every_protocol), frame.as_ptr(), frame.len(), 0, to.as_ptr(), 16) }
 }
 
 fn open_port() -> File {
@@ -110,6 +124,7 @@ fn answer(command: &str, count: &mut u64, held: &mut Vec<u64>) -> String {
             read("/sys/class/net/eth0/address"),
             if read("/sys/class/net/eth0/carrier") == "1" { "up" } else { "down" }
         ),
+        "send" => send().to_string(),
         "disks" => format!("{} {}", read("/sys/block/vda/size"), read("/sys/block/vdb/size")),
         "read-only" => read("/sys/block/vda/ro"),
         "write" => {

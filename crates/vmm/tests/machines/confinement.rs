@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -150,26 +150,64 @@ async fn its_folder_is_the_agents() {
 
 async fn a_tap_is_handed_over_and_survives_sleep() {
     let world = World::new().await;
-    let machine = world.launch(Some(tap()), Start::Cold).await.unwrap();
+    let (first, frames) = tap();
+    let machine = world.launch(Some(first), Start::Cold).await.unwrap();
     let mut guest = Guest::connect(&*machine).await;
     machine.cont().await.unwrap();
     guest.expect("link", "02:6d:00:00:00:03 down").await;
     machine.set_link(true).await.unwrap();
     guest.expect("link", "02:6d:00:00:00:03 up").await;
+    assert_eq!(guest.ask("send").await, "60");
+    frames.become_more_than(0).await;
     let info = world.sleep(&*machine).await;
     let snapshot = world.open(&info).unwrap();
     // Another tap than before, as after a host's reboot.
-    let machine = world.launch(Some(tap()), Start::Restore).await.unwrap();
+    let (second, frames) = tap();
+    let machine = world.launch(Some(second), Start::Restore).await.unwrap();
     let mut guest = Guest::connect(&*machine).await;
     machine.restore(snapshot.restore()).await.unwrap();
     machine.cont().await.unwrap();
-    guest.expect("link", "02:6d:00:00:00:03 down").await;
-    machine.set_link(true).await.unwrap();
+    // As before it slept for the guest, while nothing passes; what it sends is lost.
     guest.expect("link", "02:6d:00:00:00:03 up").await;
+    for _ in 0..20 {
+        assert_eq!(guest.ask("send").await, "60");
+    }
+    assert_eq!(frames.so_far(), 0);
+    machine.set_link(true).await.unwrap();
+    assert_eq!(guest.ask("send").await, "60");
+    frames.become_more_than(0).await;
+    assert!(frames.so_far() < 20, "what was sent before is lost: {}", frames.so_far());
 }
 
-/// A tap in a network namespace that nothing else is in.
-fn tap() -> OwnedFd {
+/// The frames that have come out of a machine.
+struct Frames {
+    namespace: File,
+}
+
+impl Frames {
+    fn so_far(&self) -> u64 {
+        let namespace = self.namespace.try_clone().unwrap();
+        let read = std::thread::spawn(move || {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), None).unwrap();
+            fs::read_to_string("/proc/thread-self/net/dev").unwrap()
+        });
+        let table = read.join().unwrap();
+        let line = table.lines().find_map(|line| line.trim_start().strip_prefix("tap0:")).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    async fn become_more_than(&self, few: u64) {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        while self.so_far() <= few {
+            assert!(tokio::time::Instant::now() < deadline, "nothing came");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A tap in a network namespace that nothing else is in, and what comes out of it.
+fn tap() -> (OwnedFd, Frames) {
+    const SIOCSIFFLAGS: u64 = 0x8914;
     const TUNSETIFF: u64 = 0x4004_54ca;
     const IFF_TAP_NO_PI_VNET_HDR: u16 = 0x0002 | 0x1000 | 0x4000;
     // A thread's namespace is its own; the tap keeps it.
@@ -183,7 +221,13 @@ fn tap() -> OwnedFd {
         // SAFETY: the request is a whole `struct ifreq`.
         let result = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        OwnedFd::from(tun)
+        request[16..18].copy_from_slice(&1u16.to_ne_bytes()); // IFF_UP
+        // SAFETY: any socket takes the request, which is a whole `struct ifreq`.
+        let result = unsafe {
+            libc::ioctl(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0), SIOCSIFFLAGS, request.as_mut_ptr())
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        (OwnedFd::from(tun), Frames { namespace: File::open("/proc/thread-self/ns/net").unwrap() })
     });
     made.join().unwrap()
 }

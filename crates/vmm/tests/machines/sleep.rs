@@ -33,7 +33,7 @@ async fn twenty_sleeps_lose_nothing() {
         let info = world.sleep(&*machine).await;
         assert_eq!(machine.wait().await.exit, mvm_vmm::Exit::Signaled(9));
         (machine, guest) = world.wake(&info).await;
-        guest.expect("link", "02:6d:00:00:00:03 down").await;
+        guest.expect("link", "02:6d:00:00:00:03 up").await;
     }
     assert_eq!(guest.ask("count").await, "21");
     assert_eq!(guest.ask("read").await, "kept over all sleeps");
