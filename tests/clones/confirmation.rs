@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use mvm_harness::{Lab, Value, assert_tidy, forms, fresh};
+use mvm_harness::{Lab, Value, assert_tidy, forms, fresh, has_in_memory};
 
-use crate::secrets::has_in_memory;
 use crate::workers::{POOL, Workers, ask, own_image};
 
 /// Left in the base: sends frames without end, and holds a machine that learned the time, and so is becoming someone,

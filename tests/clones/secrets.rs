@@ -1,44 +1,10 @@
 //! What one machine was given is in no other that begins from the same base, nor in the base.
 
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
-use mvm_harness::{Lab, NOWHERE, forms, fresh, holders};
+use mvm_harness::{Lab, NOWHERE, forms, fresh, has_in_memory, holders};
 
 use crate::workers::{POOL, Workers, ask, bases, folder_of, spare};
-
-/// How much memory is read at once.
-const PORTION: usize = 4 << 20;
-
-/// Whether a process has a text in its memory, in some form.
-pub fn has_in_memory(lab: &Lab, pid: u32, texts: &[String]) -> bool {
-    let needles = lab.file("needles", &(texts.join("\n") + "\n"));
-    let mut grep = Command::new("grep");
-    grep.args(["-caF", "-f"]).arg(&needles).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut grep = grep.spawn().unwrap();
-    let mut input = grep.stdin.take().unwrap();
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).unwrap();
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let mut buffer = vec![0; PORTION];
-    let mut read_bytes = 0;
-    for line in maps.lines().filter(|line| line.split(' ').nth(1).unwrap().starts_with('r')) {
-        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
-        let [mut at, end] = [start, end].map(|address| u64::from_str_radix(address, 16).unwrap());
-        while at < end {
-            let length = usize::try_from(end - at).unwrap().min(PORTION);
-            // What cannot be read, as the kernel's own pages, holds nothing of a guest.
-            let Ok(read @ 1..) = memory.read_at(&mut buffer[..length], at) else { break };
-            input.write_all(&buffer[..read]).unwrap();
-            (at, read_bytes) = (at + read as u64, read_bytes + read);
-        }
-    }
-    drop(input);
-    assert!(read_bytes > 256 << 20, "the guest's whole memory was read: {read_bytes}");
-    let counted = grep.wait_with_output().unwrap();
-    String::from_utf8(counted.stdout).unwrap().trim() != "0"
-}
 
 fn pid(lab: &Lab, instance: &str) -> u32 {
     u32::try_from(lab.info(instance)["pid"].as_u64().unwrap()).unwrap()

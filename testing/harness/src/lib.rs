@@ -33,7 +33,7 @@ pub use http::{Connection, Response};
 pub use kill_point::KillPoint;
 pub use namespace::Namespace;
 pub use previous::previous_mvm;
-pub use search::{NOWHERE, forms, fresh, holders};
+pub use search::{NOWHERE, forms, fresh, has_in_memory, holders};
 pub use serde_json::{Value, json};
 pub use terminal::Terminal;
 
