@@ -1,0 +1,22 @@
+//! An assistant for each user, asleep until spoken to: real machines, a stand-in for OpenClaw that keeps its contract, and fakes of the
+//! services outside.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "openclaw/alice.rs"]
+mod alice;
+
+#[path = "openclaw/conversation.rs"]
+mod conversation;
+
+#[path = "openclaw/isolation.rs"]
+mod isolation;
+
+#[path = "openclaw/keys.rs"]
+mod keys;
+
+#[path = "openclaw/mistakes.rs"]
+mod mistakes;
+
+#[path = "openclaw/people.rs"]
+mod people;

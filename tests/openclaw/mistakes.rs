@@ -1,0 +1,86 @@
+//! What `mvm new openclaw` refuses, before anything is made.
+
+use mvm_harness::Lab;
+
+use crate::alice::{OUTSIDE, Outside, standin};
+
+struct Try<'a> {
+    lab: &'a Lab,
+    text: String,
+}
+
+impl Try<'_> {
+    #[track_caller]
+    fn fails(&self, from: &str, to: &str, more: &[&str], expected: &[&str]) {
+        assert!(self.text.contains(from), "{from}");
+        let file = self.lab.file("deploy.toml", &self.text.replacen(from, to, 1));
+        let image = standin();
+        let new = ["new", "openclaw", "alice", "--config", file.to_str().unwrap(), "--image", &image];
+        let error = self.lab.mvm_fails(&[new.as_slice(), more].concat());
+        for part in expected {
+            assert!(error.contains(part), "{part:?} is not said: {error}");
+        }
+        assert_eq!(self.lab.json(&["tenant", "list"]), serde_json::json!([]), "nothing half-made");
+    }
+}
+
+#[test]
+fn every_mistake_is_one_clear_error_and_nothing_is_made() {
+    let lab = Lab::new();
+    let outside = Outside::new(&lab);
+    let config = outside.config(&lab, "");
+    let text = std::fs::read_to_string(config).unwrap();
+    let folder = lab.data_dir().parent().unwrap().join("files");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (key, token) = (path("anthropic.key"), path("telegram.token"));
+    let attempt = Try { lab: &lab, text };
+
+    attempt.fails(
+        &key,
+        &path("nowhere.key"),
+        &[],
+        &["deploy.toml:2", "secrets.anthropic_key.file", "nowhere.key"],
+    );
+    attempt.fails(
+        &key,
+        &folder.display().to_string(),
+        &[],
+        &["deploy.toml:2", "cannot read the secret's file"],
+    );
+    lab.file("empty", "");
+    attempt.fails(&key, &path("empty"), &[], &["deploy.toml:2", "is empty"]);
+    lab.file("wrong.key", "sk-ant-wrong");
+    attempt.fails(&key, &path("wrong.key"), &[], &["deploy.toml:2", "does not take this key"]);
+    lab.file("wrong.token", "123:wrong");
+    attempt.fails(&token, &path("wrong.token"), &[], &["deploy.toml:3", "does not know this bot"]);
+    lab.file("no.token", "hello");
+    attempt.fails(&token, &path("no.token"), &[], &["deploy.toml:3", "not a bot's token"]);
+    attempt.fails(
+        &format!("telegram_token = {{ file = {token:?} }}"),
+        "",
+        &[],
+        &["deploy.toml:1", "telegram_token"],
+    );
+    let nobody = format!("{OUTSIDE}:9");
+    attempt.fails(
+        outside.bot.url().trim_start_matches("http://"),
+        &nobody,
+        &[],
+        &["could not be reached", "--offline"],
+    );
+    attempt.fails("vcpus = 1", "cpus = 1", &[], &["overrides.gateways.cpus", "vcpus"]);
+    attempt.fails("vcpus = 1", "vcpus = 1", &["--image", "/nowhere"], &["image.toml is missing"]);
+
+    // The plan is shown, and nothing made either.
+    let file = lab.file("deploy.toml", &attempt.text);
+    let image = standin();
+    let new = ["new", "openclaw", "alice", "--config", file.to_str().unwrap(), "--image", &image];
+    let shown = lab.mvm(&[new.as_slice(), &["--dry-run"]].concat());
+    assert!(shown.contains("+ alice/workers") && shown.contains("nothing was done"), "{shown}");
+    assert_eq!(lab.json(&["tenant", "list"]), serde_json::json!([]));
+
+    lab.deploy("tenant.id = 'alice'");
+    let error = lab.mvm_fails(&new);
+    assert!(error.contains("tenant alice is there already"), "{error}");
+    assert_eq!(lab.json(&["user", "list"]), serde_json::json!([]));
+}
