@@ -32,6 +32,9 @@ mod forward;
 #[path = "daily/gateway.rs"]
 mod gateway;
 
+#[path = "daily/idle.rs"]
+mod idle;
+
 #[path = "daily/json.rs"]
 mod json;
 

@@ -62,9 +62,9 @@ const MISTAKES: [Mistake; 17] = [
     mistake(["vcpus = 1", "vcpu = 1"], "vcpu = 1", "pools[1].vcpu", "did you mean `vcpus`"),
     mistake(["[[routes]]", "[[route]]"], "[[route]]", "route", "did you mean `routes`"),
     mistake(
-        ["vcpus = 1", "sleep_after_seconds = 9"],
-        "sleep_after_seconds = 9",
-        "pools[1].sleep_after_seconds",
+        ["vcpus = 1", "peer_traffic = true"],
+        "peer_traffic = true",
+        "pools[1].peer_traffic",
         "not supported by this version",
     ),
     mistake(["vcpus = 1", "vcpus = \"1\""], "vcpus = \"1\"", "pools[1].vcpus", "must be a whole number"),

@@ -212,6 +212,9 @@ pub struct PoolKeys {
     /// What follows a failure: on-failure, on-demand, never
     #[arg(long, value_name = "POLICY")]
     restart_policy: Option<String>,
+    /// How long a machine is idle before it is put to sleep; 0 is never
+    #[arg(long, value_name = "N")]
+    sleep_after_seconds: Option<i64>,
     /// How the memory of sleepers is compressed: none, lz4, zstd
     #[arg(long, value_name = "HOW")]
     snapshot_compression: Option<String>,
@@ -236,6 +239,7 @@ impl PoolKeys {
             ("runtime_policy.min_warm_seconds", self.min_warm_seconds),
             ("runtime_policy.drain_timeout_seconds", self.drain_timeout_seconds),
             ("runtime_policy.graceful_shutdown_seconds", self.graceful_shutdown_seconds),
+            ("sleep_after_seconds", self.sleep_after_seconds),
             ("spares", self.spares),
         ];
         let texts = [

@@ -192,6 +192,7 @@ fn details(info: &InstanceInfo) -> String {
         ("base", info.base.as_deref().map(pool::short)),
         ("last start", info.last_start.as_ref().map(last_start)),
         ("snapshot", info.snapshot_bytes.map(view::bytes)),
+        ("next wake", info.wake_at.map(clock::utc)),
         ("holds", Some(info.holds.to_string())),
         ("pid", info.pid.map(|pid| pid.to_string())),
     ])

@@ -1,8 +1,8 @@
 //! `mvm pool`
 
 use clap::Subcommand;
-use mvm_model::TenantId;
 use mvm_model::manifest::{ChangeOf, KeyChanges, Verb};
+use mvm_model::{PoolSpec, TenantId};
 use mvm_protocol::api::{Collected, DeployMode, Destroyed, PoolInfo, PoolSummary, RolledBack};
 use serde::Serialize;
 
@@ -283,6 +283,7 @@ fn details(info: &PoolInfo) -> String {
         ("data_disk_mib", Some(resources.data_disk_mib.to_string())),
         ("egress", Some(spec.egress.to_string())),
         ("secrets", Some(scopes)),
+        ("asleep when idle", Some(asleep_when_idle(spec))),
         ("restart", Some(spec.restart.to_string())),
         (
             "policy",
@@ -295,4 +296,12 @@ fn details(info: &PoolInfo) -> String {
             )),
         ),
     ])
+}
+
+fn asleep_when_idle(spec: &PoolSpec) -> String {
+    match spec.sleep_after_seconds {
+        _ if !spec.role.sleeps_when_idle() => format!("never: it is a {}", spec.role),
+        0 => "never".to_owned(),
+        seconds => format!("after {seconds} s"),
+    }
 }

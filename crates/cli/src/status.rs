@@ -88,7 +88,7 @@ fn of_tenant(status: &TenantStatus) -> String {
     });
     let pools = table(["POOL", "ROLE", "IMAGE", "MACHINES", "WANTED"], pools, "no pools");
     let machines = machines.iter().map(|machine| line(now, machine));
-    let headings = ["MACHINE", "STATE", "SINCE", "IP", "HOLDS", "LAST MESSAGE", "LAST START"];
+    let headings = ["MACHINE", "STATE", "SINCE", "IP", "HOLDS", "LAST MESSAGE", "LAST START", "NEXT WAKE"];
     let machines = table(headings, machines, "no machines");
     format!("{head}\n\n{pools}\n\n{machines}\n\n{}", wrong(troubles))
 }
@@ -120,8 +120,8 @@ fn wakes_in_words(now: u64, wakes: &Wakes) -> String {
     )
 }
 
-fn line(now: u64, machine: &MachineStatus) -> [Cell; 7] {
-    let MachineStatus { summary, holds, last_start, last_message_ms, .. } = machine;
+fn line(now: u64, machine: &MachineStatus) -> [Cell; 8] {
+    let MachineStatus { summary, holds, last_start, last_message_ms, wake_at, .. } = machine;
     let since = |at: u64| format!("{} ago", clock::age(now, at));
     [
         format!("{}/{}", summary.pool, summary.id).into(),
@@ -131,6 +131,7 @@ fn line(now: u64, machine: &MachineStatus) -> [Cell; 7] {
         holds.into(),
         last_message_ms.map_or("-".to_owned(), |at| since(at / 1000)).into(),
         last_start.as_ref().map_or("-".to_owned(), start).into(),
+        wake_at.map_or("-".to_owned(), |at| format!("in {}", clock::age(at, now))).into(),
     ]
 }
 

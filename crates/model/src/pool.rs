@@ -124,6 +124,9 @@ pub struct PoolSpec {
     pub runtime_policy: RuntimePolicy,
     /// What follows a failure.
     pub restart: RestartPolicy,
+    /// How long a machine of it is idle and unheld before policy puts it to sleep, in seconds; 0 is never.
+    #[serde(default = "PoolSpec::default_sleep_after_seconds")]
+    pub sleep_after_seconds: u32,
     /// How the memory of its sleeping machines is compressed.
     #[serde(default)]
     pub snapshot_compression: SnapshotCompression,
@@ -136,6 +139,11 @@ impl PoolSpec {
     /// The most VMMs that are started ahead for a pool, unless its manifest says otherwise.
     pub const fn default_spares() -> u32 {
         1
+    }
+
+    /// How long a machine is idle before it is put to sleep, unless its pool's manifest says otherwise, in seconds.
+    pub const fn default_sleep_after_seconds() -> u32 {
+        300
     }
 
     /// Whether a secret belongs to this pool's machines.

@@ -52,6 +52,12 @@ impl Role {
         }
     }
 
+    /// Whether policy puts its idle machines to sleep. A gateway has to hear what wakes the others, and what a builder does is
+    /// not its guest's.
+    pub const fn sleeps_when_idle(self) -> bool {
+        !matches!(self, Role::Gateway | Role::Builder)
+    }
+
     /// Pools start in rising and sleep in falling priority.
     pub const fn priority(self) -> u8 {
         match self {

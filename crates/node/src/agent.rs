@@ -70,6 +70,8 @@ pub struct Agent {
     pub bases: crate::bases::Makers,
     /// Who wants VMMs that are started ahead.
     pub demand: crate::spares::Demand,
+    /// When machines are woken for what they plan.
+    pub alarms: crate::alarms::Alarms,
     /// One change of what is wanted at a time.
     pub changing: tokio::sync::Mutex<()>,
     /// Told to end.
@@ -93,6 +95,7 @@ impl Agent {
             boots: Semaphore::new(boots),
             bases: crate::bases::Makers::default(),
             demand: crate::spares::Demand::default(),
+            alarms: crate::alarms::Alarms::default(),
             changing: tokio::sync::Mutex::new(()),
             stopping: tokio_util::sync::CancellationToken::new(),
             node_key,

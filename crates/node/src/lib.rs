@@ -6,6 +6,8 @@
 //! | [`store`] | what is known, durably |
 //! | [`machine`] | one task per instance: start, sleep, wake, stop, recovery |
 //! | [`bases`] | what machines begin from: made, chosen, collected |
+//! | [`policy`] | when a machine is put to sleep by itself |
+//! | [`alarms`] | which machines are woken when, for what they plan |
 //! | [`spares`] | how many VMMs are started ahead |
 //! | [`pools`] | builds, rollbacks and collections of pools' images |
 //! | [`session`] | the host's end of a guest's control channel |
@@ -26,6 +28,7 @@
 //! | [`api`] | HTTP over the agent's Unix socket |
 
 pub mod agent;
+pub mod alarms;
 pub mod api;
 pub mod backup;
 pub mod bases;
@@ -37,6 +40,7 @@ pub mod doctor;
 pub mod hostbound;
 pub mod kill_point;
 pub mod machine;
+pub mod policy;
 pub mod pools;
 pub mod publish;
 pub mod scale;

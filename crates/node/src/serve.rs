@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 use crate::agent::{Agent, Config};
 use crate::seal::{Key, SealError};
 use crate::store::{self, Store, StoreError, TenantRow};
-use crate::{api, bases, destroy, spares, systemd};
+use crate::{alarms, api, bases, destroy, spares, systemd};
 
 /// Why an agent did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         })
     };
     let tending = tokio::spawn(spares::tend(Arc::clone(&agent)));
+    tokio::spawn(alarms::ring(Arc::clone(&agent)));
     tokio::spawn(look_after_bases(Arc::clone(&agent)));
     let stop = agent.stopping.clone();
     tokio::spawn(stop_on_signal(stop.clone()));

@@ -397,6 +397,8 @@ pub struct InstanceInfo {
     pub snapshot_bytes: Option<u64>,
     /// Holds that keep it awake.
     pub holds: usize,
+    /// When it is woken for what its workload has planned, unless something else wakes it before, in seconds since 1970.
+    pub wake_at: Option<u64>,
 }
 
 /// How a start or wake went.

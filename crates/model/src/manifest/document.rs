@@ -155,6 +155,7 @@ fn pool(pool: &PoolSpec) -> Section {
     push(&mut keys, "secret_scopes", pool.secret_scopes.as_ref().and_then(value));
     push(&mut keys, "runtime_policy", value(&pool.runtime_policy));
     push(&mut keys, "restart", value(pool.restart));
+    push(&mut keys, "sleep_after_seconds", value(pool.sleep_after_seconds));
     push(&mut keys, "snapshot_compression", value(pool.snapshot_compression));
     push(&mut keys, "spares", value(pool.spares));
     keys
@@ -287,6 +288,7 @@ egress = ["192.0.2.0/24:443", "198.51.100.7/32"]
 secret_scopes = [{ integration = "default", keys = ["API_KEY"] }]
 runtime_policy = { min_running_seconds = 1, min_warm_seconds = 2, drain_timeout_seconds = 3, graceful_shutdown_seconds = 4 }
 restart = "never"
+sleep_after_seconds = 9
 snapshot_compression = "zstd"
 spares = 0
 [[pools]]

@@ -18,7 +18,7 @@ use crate::{
 /// A quota's range: as large as the type for what is counted, 2^40 for what is measured.
 const COUNTED: RangeInclusive<u32> = 0..=u32::MAX;
 const MEASURED: RangeInclusive<u64> = 0..=1 << 40;
-/// The seconds of a runtime policy: up to a week.
+/// Seconds of policies: up to a week.
 const SECONDS: RangeInclusive<u32> = 0..=7 * 24 * 60 * 60;
 /// What a user may spend in a month, in US dollars.
 const MONTHLY_LIMIT: RangeInclusive<u32> = 0..=1_000_000;
@@ -124,12 +124,12 @@ const POOL: Keys = Keys {
         "secret_scopes",
         "runtime_policy",
         "restart",
+        "sleep_after_seconds",
         "snapshot_compression",
         "spares",
     ],
     later: &[
         ("flake", "flake images are"),
-        ("sleep_after_seconds", "sleep of idle machines (`sleep_after_seconds`) is"),
         ("peer_traffic", "peer traffic is"),
         ("integrations", "integrations are"),
         ("pinned", "pinned pools are"),
@@ -159,6 +159,9 @@ fn read_pool(section: Value<'_, '_>) -> Result<PoolSpec, Problem> {
         secret_scopes: pool.optional("secret_scopes", |value| value.list(read_scope))?,
         runtime_policy: pool.optional("runtime_policy", read_runtime_policy)?.unwrap_or_default(),
         restart: pool.optional("restart", read_restart)?.unwrap_or(RestartPolicy::default_for(role)),
+        sleep_after_seconds: pool
+            .optional("sleep_after_seconds", |value| value.integer(&SECONDS))?
+            .unwrap_or(PoolSpec::default_sleep_after_seconds()),
         snapshot_compression: pool.optional("snapshot_compression", read_compression)?.unwrap_or_default(),
         spares: pool
             .optional("spares", |value| value.integer(&SPARES))?

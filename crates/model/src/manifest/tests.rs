@@ -63,6 +63,7 @@ fn gateways() -> PoolSpec {
         }]),
         runtime_policy: RuntimePolicy { min_running_seconds: 90, ..RuntimePolicy::default() },
         restart: RestartPolicy::OnDemand,
+        sleep_after_seconds: 300,
         snapshot_compression: SnapshotCompression::None,
         spares: 1,
     }
@@ -80,6 +81,7 @@ fn workers() -> PoolSpec {
         secret_scopes: None,
         runtime_policy: RuntimePolicy::default(),
         restart: RestartPolicy::OnDemand,
+        sleep_after_seconds: 300,
         snapshot_compression: SnapshotCompression::None,
         spares: 1,
     }
@@ -305,7 +307,7 @@ const MISTAKES: &[Mistake] = &[
     // What later versions bring.
     ("image = \"openclaw\"", "flake = \"github:org/app\"", 10, "pools[0].flake", "flake images are not supported by this version"),
     ("\"openclaw\"", "\"oci:debian\"", 10, "pools[0].image", "OCI images are not supported by this version"),
-    ("vcpus = 2", "sleep_after_seconds = 0", 11, "pools[0].sleep_after_seconds", "not supported by this version"),
+    ("vcpus = 2", "sleep_after_seconds = -1", 11, "pools[0].sleep_after_seconds", "must be 0 to 604800"),
     ("vcpus = 2", "desired_warm = 1", 11, "pools[0].desired_warm", "not supported by this version"),
     ("vcpus = 2", "peer_traffic = true", 11, "pools[0].peer_traffic", "not supported by this version"),
     ("vcpus = 2", "integrations = []", 11, "pools[0].integrations", "not supported by this version"),
@@ -326,9 +328,14 @@ const MISTAKES: &[Mistake] = &[
 
 #[test]
 fn how_a_pool_sleeps_and_waits_can_be_said() {
-    let text = GOOD.replacen("desired_sleeping = 2", "snapshot_compression = \"zstd\"\nspares = 3", 1);
+    let text = GOOD.replacen(
+        "desired_sleeping = 2",
+        "snapshot_compression = \"zstd\"\nspares = 3\nsleep_after_seconds = 0",
+        1,
+    );
     let pool = &Manifest::parse(&text).unwrap().deployment.pools[1];
     assert_eq!((pool.snapshot_compression, pool.spares), (SnapshotCompression::Zstd, 3));
+    assert_eq!(pool.sleep_after_seconds, 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use mvm_model::{InstanceRef, Operation};
+use mvm_model::{InstanceRef, InstanceState, Operation};
 use mvm_protocol::api::{Act, ActDone, Destroyed, ErrorCode, InstanceInfo, InstanceSummary, millis};
 
 use super::tenants::Filter;
@@ -116,6 +116,7 @@ pub async fn info(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json
         last_start: row.last_start,
         snapshot_bytes: row.snapshot.as_ref().map(|snapshot| snapshot.bytes),
         holds: machine.holds(),
+        wake_at: row.wake_at.filter(|_| row.state != InstanceState::Running),
     }))
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::{Path, State};
 use mvm_host::Finding;
-use mvm_model::TenantId;
+use mvm_model::{InstanceState, TenantId};
 use mvm_protocol::api::{
     DeploymentLine, ErrorCode, LastMessage, MachineStatus, NodeStatus, PoolStatus, PortStatus, TenantStatus,
     Trouble,
@@ -116,6 +116,7 @@ fn machines(agent: &Agent, pools: &[PoolRow], recent: &Recent) -> Vec<MachineSta
                     holds: machine.holds(),
                     last_start: row.last_start,
                     last_message_ms,
+                    wake_at: row.wake_at.filter(|_| row.state != InstanceState::Running),
                 }
             })
         })

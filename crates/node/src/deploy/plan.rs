@@ -288,6 +288,7 @@ fn changed_parts(old: &PoolRow, new: &PoolRow) -> Vec<String> {
         ("secret scopes changed", a.secret_scopes == b.secret_scopes),
         ("runtime policy changed", a.runtime_policy == b.runtime_policy),
         ("restart policy changed", a.restart == b.restart),
+        ("sleep when idle changed", a.sleep_after_seconds == b.sleep_after_seconds),
         ("snapshot compression changed", a.snapshot_compression == b.snapshot_compression),
         ("spares changed", a.spares == b.spares),
         ("image changed", a.image == b.image && a.profile == b.profile),

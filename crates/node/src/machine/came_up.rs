@@ -47,7 +47,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(how in "(wake|clone|cold boot)", ms in 0u32..10_000_000, who in 0usize..3) {
+        fn what_is_written_is_read_again(how in "(wake|clone|cold boot)", ms in 0u32..10_000_000, who in 0usize..4) {
             let came_up = CameUp { how, ms: f64::from(ms), asker: Asker::ALL[who] };
             prop_assert_eq!(CameUp::parse(&came_up.to_string()), Some(came_up));
         }

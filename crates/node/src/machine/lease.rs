@@ -13,6 +13,8 @@ pub struct Leases {
     count: watch::Sender<usize>,
     /// When a message last took one, in milliseconds since 1970; 0 before the first.
     last_message: AtomicU64,
+    /// When one last ended, or would have: in milliseconds since 1970.
+    released_at: AtomicU64,
 }
 
 /// Keeps its machine from sleeping while it lives.
@@ -22,9 +24,13 @@ pub struct Lease {
 }
 
 impl Leases {
-    /// None yet.
+    /// None yet. Whether an earlier agent had given some is not known: they may have ended just now.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { count: watch::Sender::new(0), last_message: AtomicU64::new(0) })
+        Arc::new(Self {
+            count: watch::Sender::new(0),
+            last_message: AtomicU64::new(0),
+            released_at: AtomicU64::new(now_millis()),
+        })
     }
 
     /// One more.
@@ -44,6 +50,16 @@ impl Leases {
         Some(self.last_message.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
+    /// When one last ended, or something was asked that needed none, in milliseconds since 1970.
+    pub fn released_at(&self) -> u64 {
+        self.released_at.load(Ordering::Relaxed)
+    }
+
+    /// Something was asked of the machine that needs no lease, and was done just now.
+    pub fn touch(&self) {
+        self.released_at.store(now_millis(), Ordering::Relaxed);
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         *self.count.borrow()
@@ -58,6 +74,8 @@ impl Leases {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        // Before: whoever sees that there is none sees since when.
+        self.leases.touch();
         self.leases.count.send_modify(|count| *count -= 1);
     }
 }

@@ -12,6 +12,7 @@
 mod backup;
 mod came_up;
 mod come_up;
+mod idle;
 mod lease;
 mod recover;
 mod restore;
@@ -19,6 +20,7 @@ mod sleep;
 mod start;
 mod stop;
 mod task;
+mod timer;
 mod warm;
 
 use std::net::Ipv4Addr;
@@ -77,18 +79,21 @@ pub enum Asker {
     Person,
     /// A message, by a Hold or a published port.
     Message,
-    /// The agent itself: where new instances begin, restarts.
+    /// The agent itself: where new instances begin, restarts, sleep of what is idle.
     Policy,
+    /// Its own workload, which had planned it when it fell asleep.
+    Timer,
 }
 
 impl Asker {
-    const ALL: [Self; 3] = [Self::Person, Self::Message, Self::Policy];
+    const ALL: [Self; 4] = [Self::Person, Self::Message, Self::Policy, Self::Timer];
 
     fn as_str(self) -> &'static str {
         match self {
             Asker::Person => "a person",
             Asker::Message => "a message",
             Asker::Policy => "policy",
+            Asker::Timer => "its timer",
         }
     }
 
@@ -128,6 +133,7 @@ enum Command {
     Session { reply: Reply<(Link, Lease)> },
     Settled { reply: Reply<()> },
     Refresh { reply: Reply<()> },
+    Timer { reply: Reply<()> },
     Ended(Box<MachineEnded>),
 }
 
@@ -225,6 +231,7 @@ impl std::fmt::Debug for Command {
             Command::Session { .. } => "Session",
             Command::Settled { .. } => "Settled",
             Command::Refresh { .. } => "Refresh",
+            Command::Timer { .. } => "Timer",
             Command::Ended(_) => "Ended",
         })
     }
@@ -335,6 +342,14 @@ impl Machine {
     /// [`ActError`]; it runs on with what it had.
     pub async fn refresh(&self) -> Result<(), ActError> {
         self.ask(|reply| Command::Refresh { reply }).await
+    }
+
+    /// Makes it run if the time that its workload named has come.
+    ///
+    /// # Errors
+    /// [`ActError`]; it is tried again later, where it may be.
+    pub async fn wake_for_its_timer(&self) -> Result<(), ActError> {
+        self.ask(|reply| Command::Timer { reply }).await
     }
 
     /// Tells it that its VMM has ended.

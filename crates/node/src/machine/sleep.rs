@@ -12,6 +12,9 @@ use super::{ActError, Asker, Outcome};
 use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent, now_millis};
 
+/// A guest may name any time; one beyond the year 9999 is none.
+const LAST_TIMER: u64 = 253_402_300_799;
+
 impl Task {
     pub(super) async fn sleep(&mut self, asker: Asker) -> Result<Outcome, ActError> {
         if self.row.state == InstanceState::Sleeping {
@@ -25,7 +28,7 @@ impl Task {
         }
         self.begin(Intent::Sleep).await?;
         reached(KillPoint::SleepBegun);
-        match self.sleep_until_commit(&pool).await {
+        match self.sleep_until_commit(&pool, asker).await {
             Ok(()) => {
                 reached(KillPoint::SleepCommitted);
                 self.end_vmm_after_sleep(asker).await;
@@ -33,16 +36,19 @@ impl Task {
                 Ok(Outcome::Done)
             }
             Err(error) => {
-                self.cancel_sleep(&error).await;
+                self.cancel_sleep(&error, asker).await;
                 Err(error)
             }
         }
     }
 
     /// Everything that can still be taken back.
-    async fn sleep_until_commit(&mut self, pool: &PoolSpec) -> Result<(), ActError> {
+    async fn sleep_until_commit(&mut self, pool: &PoolSpec, asker: Asker) -> Result<(), ActError> {
         let drain = pool.runtime_policy.drain_timeout_seconds;
         let drain_time = Duration::from_secs(drain.into());
+        if asker == Asker::Policy && self.leases.count() > 0 {
+            return Err(failed("somebody holds it again"));
+        }
         // Messages in hand are finished first; a Hold that comes now waits in the mailbox for the next wake.
         if tokio::time::timeout(drain_time, self.leases.none()).await.is_err() {
             tracing::info!(instance = %self.row.id, "put to sleep with messages still in hand after {drain} s");
@@ -51,17 +57,17 @@ impl Task {
         self.agent.hands.checked(self.row.id).await.map_err(failed)?;
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::SleepPrep { drain_timeout_secs: drain };
-        match session
+        let wake_at = match session
             .ask(&request, "SleepPrep", drain_time + Duration::from_secs(10))
             .await
             .map_err(failed)?
         {
-            GuestReply::SleepPrepAck { success: true, .. } => {}
+            GuestReply::SleepPrepAck { success: true, wake_at, .. } => wake_at,
             GuestReply::SleepPrepAck { detail, .. } => {
                 return Err(failed(format!("the guest cannot sleep now: {detail}")));
             }
             _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
-        }
+        };
         reached(KillPoint::SleepDrained);
         // Streams do not survive sleep.
         self.session = None;
@@ -78,22 +84,23 @@ impl Task {
         self.row.snapshot =
             Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
-        self.commit_sleeping().await
+        self.commit_sleeping(asker, wake_at).await
     }
 
     /// The point of no return.
-    async fn commit_sleeping(&mut self) -> Result<(), ActError> {
+    async fn commit_sleeping(&mut self, asker: Asker, wake_at: Option<u64>) -> Result<(), ActError> {
         let before = self.row.clone();
         let bytes = self.row.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes);
         self.row.state = self.row.state.after(Operation::Sleep)?;
         self.row.since = crate::store::now_secs();
         self.row.intent = None;
         self.row.reason = None;
+        self.row.wake_at = wake_at.filter(|at| *at <= LAST_TIMER);
         if self.row.goal == Some(Goal::Sleeping) {
             self.row.goal = None;
         }
-        let audit =
-            Audit::new(self.row.address(), "InstanceSlept", format!("{} KiB written", bytes.div_ceil(1024)));
+        let detail = format!("{} KiB written, {}", bytes.div_ceil(1024), asker.purpose());
+        let audit = Audit::new(self.row.address(), "InstanceSlept", detail);
         let saved = self.save(vec![audit]).await;
         if saved.is_err() {
             self.row = before;
@@ -111,7 +118,7 @@ impl Task {
     }
 
     /// Takes everything back: the machine goes on as if nothing had been.
-    async fn cancel_sleep(&mut self, why: &ActError) {
+    async fn cancel_sleep(&mut self, why: &ActError, asker: Asker) {
         self.row.snapshot = None;
         self.discard_snapshot().await;
         let resumed = self.go_on(Some(true)).await;
@@ -119,8 +126,10 @@ impl Task {
         match resumed {
             Ok(()) => {
                 self.row.intent = None;
-                let audit = Audit::new(self.row.address(), "SleepCancelled", detail);
-                self.save_or_log(vec![audit]).await;
+                // Policy tries again and again: said once a run, while the reason is the same.
+                let is_news = asker != Asker::Policy || self.is_news(&detail);
+                let audit = is_news.then(|| Audit::new(self.row.address(), "SleepCancelled", detail));
+                self.save_or_log(audit.into_iter().collect()).await;
             }
             Err(error) => self.lost(format!("a sleep failed ({detail}), and so did going on: {error}")).await,
         }

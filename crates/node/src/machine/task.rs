@@ -10,6 +10,7 @@ use mvm_model::{InstanceState, Operation, PoolSpec, RestartPolicy};
 use mvm_protocol::control::{Clock, Generation, GuestRequest};
 use tokio::sync::{mpsc, watch};
 
+use super::idle::Idle;
 use super::lease::{Lease, Leases};
 use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
@@ -38,14 +39,16 @@ pub(super) struct Task {
     pub(super) leases: Arc<Leases>,
     pub(super) session: Option<Session>,
     pub(super) admission: Option<Admission>,
-    mailbox: mpsc::UnboundedReceiver<Command>,
+    pub(super) mailbox: mpsc::UnboundedReceiver<Command>,
     /// Commands that were taken out of the mailbox and are still to be done.
-    pending: VecDeque<Command>,
+    pub(super) pending: VecDeque<Command>,
     view: watch::Sender<View>,
     settling: bool,
     /// Its tenant or pool was being destroyed when the agent began.
     pub(super) doomed: bool,
     restart: Restart,
+    /// In a run; most machines are in none.
+    pub(super) idle: Option<Box<Idle>>,
     /// Files of a consumed snapshot are to be removed when whoever waits for the wake has been answered.
     pub(super) discard_later: bool,
 }
@@ -63,6 +66,9 @@ struct Restart {
 pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Addr, doomed: bool) -> Machine {
     let (sender, mailbox) = mpsc::unbounded_channel();
     let (view_sender, view) = watch::channel(View { row: row.clone(), act: row.intent, settling: true });
+    if row.wake_at.is_some() {
+        agent.alarms.set(row.id, row.wake_at);
+    }
     let leases = Leases::new();
     let machine = Machine {
         id: row.id,
@@ -86,6 +92,7 @@ pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Add
         settling: true,
         doomed,
         restart: Restart::default(),
+        idle: None,
         discard_later: false,
     };
     tokio::spawn(task.run());
@@ -107,10 +114,16 @@ impl Task {
             let command = if let Some(command) = self.pending.pop_front() {
                 Some(command)
             } else {
+                // A machine that failed is started again, one that runs may be idle: never both.
+                let look_at = self.next_look();
                 let restart_at = self.restart.at;
                 tokio::select! {
                     command = self.mailbox.recv() => command,
-                    () = until(restart_at) => {
+                    () = until(restart_at.or(look_at)) => {
+                        if restart_at.is_none() {
+                            Box::pin(self.look()).await;
+                            continue;
+                        }
                         self.restart.at = None;
                         self.restart.attempts += 1;
                         // A failure is kept in the row, and schedules the next attempt.
@@ -180,6 +193,11 @@ impl Task {
             Command::Settled { reply } => answer(reply, Ok(())),
             Command::Refresh { reply } => {
                 let done = self.refresh().await;
+                self.look_soon();
+                answer(reply, done);
+            }
+            Command::Timer { reply } => {
+                let done = self.timer().await;
                 answer(reply, done);
             }
             Command::Ended(ended) => self.vmm_ended(&ended).await,
@@ -190,6 +208,7 @@ impl Task {
 
     async fn run_for(&mut self, asker: Asker) -> Result<Outcome, ActError> {
         if self.row.state == InstanceState::Running {
+            self.leases.touch();
             return Ok(Outcome::Already);
         }
         if asker == Asker::Message {
@@ -247,7 +266,7 @@ impl Task {
     }
 
     /// Whether a message may make it run.
-    async fn admit_message(&self) -> Result<(), ActError> {
+    pub(super) async fn admit_message(&self) -> Result<(), ActError> {
         match self.row.state {
             InstanceState::Stopped if self.row.goal.is_none() => {
                 Err(ActError::Stopped { address: self.row.address() })
@@ -394,6 +413,7 @@ impl Task {
             Ok(state) => {
                 self.row.state = state;
                 self.row.since = now_secs();
+                self.forget_timer();
                 if state != InstanceState::Failed {
                     // Whoever stopped or started it since has had the last word.
                     self.restart.at = None;
@@ -438,6 +458,9 @@ impl Task {
 
     /// Shows others the row as it is.
     pub(super) fn show(&self) {
+        if self.view.borrow().row.wake_at != self.row.wake_at {
+            self.agent.alarms.set(self.row.id, self.row.wake_at);
+        }
         self.view.send_replace(View { row: self.row.clone(), act: self.row.intent, settling: self.settling });
     }
 
@@ -462,6 +485,7 @@ impl Task {
             .await
             .map_err(failed)?;
         self.row.state = InstanceState::Destroyed;
+        self.row.wake_at = None;
         self.row.intent = None;
         self.show();
         Ok(())

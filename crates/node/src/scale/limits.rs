@@ -129,6 +129,7 @@ mod tests {
             secret_scopes: None,
             runtime_policy: RuntimePolicy::default(),
             restart: RestartPolicy::OnDemand,
+            sleep_after_seconds: PoolSpec::default_sleep_after_seconds(),
             snapshot_compression: mvm_model::SnapshotCompression::None,
             spares: 0,
         }

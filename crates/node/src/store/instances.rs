@@ -35,6 +35,9 @@ pub struct InstanceRow {
     pub snapshot: Option<SnapshotInfo>,
     /// How it last came to run.
     pub last_start: Option<StartReport>,
+    /// When its workload wants to be woken, in seconds since 1970, as it said when it last fell asleep; kept until then, whatever
+    /// runs it meanwhile.
+    pub wake_at: Option<u64>,
     /// The act that was begun and not finished.
     pub intent: Option<Intent>,
 }
@@ -175,6 +178,7 @@ impl InstanceRow {
             process: optional_json(row, "process")?,
             snapshot: optional_json(row, "snapshot")?,
             last_start: optional_json(row, "last_start")?,
+            wake_at: row.get("wake_at")?,
             intent: optional_json(row, "intent")?,
         })
     }
@@ -184,7 +188,8 @@ impl InstanceRow {
         let changed = tx
             .prepare_cached(
             "UPDATE instances SET state = ?2, since = ?3, goal = ?4, generation = ?5, disk_epoch = ?6, reason = ?7,
-             launched = ?8, process = ?9, snapshot = ?10, last_start = ?11, intent = ?12 WHERE id = ?1",
+             launched = ?8, process = ?9, snapshot = ?10, last_start = ?11, intent = ?12,
+             wake_at = ?13 WHERE id = ?1",
         )?
         .execute(params![
             self.id.get(),
@@ -199,6 +204,7 @@ impl InstanceRow {
             json_column(&self.snapshot)?,
             json_column(&self.last_start)?,
             json_column(&self.intent)?,
+            self.wake_at,
         ])?;
         // One that was destroyed meanwhile must not seem to live on.
         if changed == 1 { Ok(()) } else { Err(rusqlite::Error::QueryReturnedNoRows) }

@@ -4,7 +4,7 @@ use rusqlite_migration::{M, Migrations};
 
 /// Every step from an empty file to this version.
 pub fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES), M::up(DOOMED_POOLS), M::up(USERS)])
+    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES), M::up(DOOMED_POOLS), M::up(USERS), M::up(TIMERS)])
 }
 
 const FIRST_LIGHT: &str = "
@@ -132,6 +132,11 @@ CREATE TABLE users (
     PRIMARY KEY (tenant, name),
     UNIQUE (tenant, telegram)
 ) STRICT;
+";
+
+const TIMERS: &str = "
+-- When its workload wants to be woken, in seconds since 1970, as it said when it last fell asleep.
+ALTER TABLE instances ADD COLUMN wake_at INTEGER;
 ";
 
 #[cfg(test)]

@@ -67,6 +67,8 @@ pub struct MachineStatus {
     /// When a message last came for it, in milliseconds since 1970. Messages to a machine that ran are known since the agent's
     /// start only.
     pub last_message_ms: Option<u64>,
+    /// When it is woken for what its workload has planned, unless something else wakes it before, in seconds since 1970.
+    pub wake_at: Option<u64>,
 }
 
 /// The last message to any machine of a tenant.

@@ -91,6 +91,7 @@ fn instance(number: u32, tenant: &str, pool: &PoolRow, state: InstanceState) -> 
         process: None,
         snapshot: None,
         last_start: None,
+        wake_at: None,
         intent: None,
     }
 }
