@@ -47,6 +47,9 @@ mod package;
 #[path = "daily/reboot.rs"]
 mod reboot;
 
+#[path = "daily/secrets.rs"]
+mod secrets;
+
 #[path = "daily/service.rs"]
 mod service;
 

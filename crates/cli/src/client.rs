@@ -64,6 +64,19 @@ impl Client {
         self.parsed(self.send(Method::POST, path, None).await?).await
     }
 
+    /// The same with further words.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = self.encoded(body)?;
+        self.parsed(self.send(Method::POST, path, Some(body)).await?).await
+    }
+
     /// Has something destroyed.
     ///
     /// # Errors

@@ -54,6 +54,7 @@ mod pool;
 mod progress;
 mod scale;
 mod screen;
+mod secrets;
 mod serve;
 mod sources;
 mod stats;

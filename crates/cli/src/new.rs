@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use mvm_model::manifest::{Manifest, NewOpenClaw, RequestedNetwork, SecretSource};
 use mvm_model::{NetId, TenantId, TenantSubnet};
-use mvm_protocol::SecretBytes;
-use mvm_protocol::api::{ApiError, DeployMode, ErrorCode, SecretValue, TenantInfo};
+use mvm_protocol::api::{ApiError, DeployMode, ErrorCode, TenantInfo};
 
 use crate::connection::Connection;
 use crate::deploy::File;
@@ -82,7 +81,7 @@ impl OpenClaw {
         let new = NewOpenClaw { tenant: self.tenant.clone(), network, image };
         let mode = DeployMode { dry_run: self.dry_run, restart: false, only_new: true };
         let manifest = file.read_as(|text| Manifest::openclaw(text, new))?;
-        let mut request = file.gather(&manifest, mode)?;
+        let request = file.gather(&manifest, mode)?;
         let client = connection.agent().await?;
         // The agent looks again when it makes it.
         match client.get::<TenantInfo>(&format!("/v1/tenants/{}", self.tenant)).await {
@@ -95,7 +94,7 @@ impl OpenClaw {
             }
         }
         let mut bot = None;
-        let given = request.secrets.get_or_insert_default();
+        let given = request.secrets.clone().unwrap_or_default();
         if !self.offline {
             let mut progress = Progress::new();
             progress.step(
@@ -103,12 +102,9 @@ impl OpenClaw {
                 "asking Telegram and Anthropic about them",
                 Extent { done: 0, total: 0 },
             );
-            let asked = check::all(given.clone(), manifest.deployment.endpoints.clone()).await;
+            let asked = check::all(given, manifest.deployment.endpoints.clone()).await;
             progress.end();
             bot = asked.map_err(|rejected| file.at(&manifest, &rejected.scope, rejected.why))?.bot;
-        }
-        if !given.iter().any(|secret| secret.scope == "openclaw") {
-            given.push(openclaw_token()?);
         }
         let outcome = file.send(&client, &manifest, request, mode, bot).await?;
         outcome.show(self.output, file.name()).map(|()| 0)
@@ -122,14 +118,4 @@ impl File {
         let key = secrets.iter().find(|secret| secret.scope == scope).map(SecretSource::file_key);
         self.mistake(&manifest.error_at(&key.unwrap_or_default(), why))
     }
-}
-
-/// What a gateway and its workers know one another by, where nobody has given one.
-fn openclaw_token() -> Result<SecretValue, Failure> {
-    let mut token = [0; 32];
-    getrandom::fill(&mut token)
-        .map_err(|error| Failure::NotDone(format!("no randomness can be had: {error}")))?;
-    let value =
-        SecretBytes::new(token.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into_bytes());
-    Ok(SecretValue { scope: "openclaw".to_owned(), key: "OPENCLAW_TOKEN_KEY".to_owned(), value })
 }

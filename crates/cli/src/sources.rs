@@ -22,9 +22,8 @@ pub fn gather(manifest: &Manifest, folder: &Path, mode: DeployMode) -> Result<De
         deployment.pools[image.pool].image = path;
     }
     let read = |source: &SecretSource| {
-        let value =
-            secret(&folder.join(&source.file)).map_err(|why| manifest.error_at(&source.file_key(), why))?;
-        Ok(SecretValue { scope: source.scope.clone(), key: source.key.clone(), value })
+        let of_file = secret(&source.scope, &source.key, &folder.join(&source.file));
+        of_file.map_err(|why| manifest.error_at(&source.file_key(), why))
     };
     let secrets = manifest.secrets.as_ref().map(|sources| sources.iter().map(read).collect());
     Ok(DeployRequest { deployment, secrets: secrets.transpose()?, mode })
@@ -52,19 +51,35 @@ fn recipe(folder: &Path) -> Result<String, String> {
         .map_err(|path| format!("{} is not UTF-8: rename it", path.display()))
 }
 
-/// A secret's value; editors end a file with a newline that does not belong to it.
-fn secret(file: &Path) -> Result<SecretBytes, String> {
-    let cannot = |error: io::Error| format!("cannot read the secret's file {}: {error}", file.display());
+/// A secret out of a file, with where that is.
+///
+/// # Errors
+/// What cannot be a secret, or be read, in words.
+pub fn secret(scope: &str, key: &str, file: &Path) -> Result<SecretValue, String> {
+    let shown = format!("the secret's file {}", file.display());
+    let cannot = |error: io::Error| format!("cannot read {shown}: {error}");
+    let value = secret_value(File::open(file).map_err(cannot)?, &shown)?;
+    let absolute = std::path::absolute(file).map_err(cannot)?;
+    let file = absolute.into_os_string().into_string().ok();
+    Ok(SecretValue { scope: scope.to_owned(), key: key.to_owned(), value, file })
+}
+
+/// A secret's value, out of what is `shown`; editors end a file with a newline that does not belong to it.
+///
+/// # Errors
+/// What cannot be a secret, or be read, in words.
+pub fn secret_value(from: impl Read, shown: &str) -> Result<SecretBytes, String> {
     let mut bytes = Vec::new();
-    File::open(file).and_then(|open| open.take(MAX_SECRET + 2).read_to_end(&mut bytes)).map_err(cannot)?;
+    let read = from.take(MAX_SECRET + 2).read_to_end(&mut bytes);
+    read.map_err(|error| format!("cannot read {shown}: {error}"))?;
     if bytes.ends_with(b"\n") {
         bytes.pop();
     }
     if bytes.is_empty() {
-        return Err(format!("the secret's file {} is empty", file.display()));
+        return Err(format!("{shown} is empty"));
     }
     if bytes.len() as u64 > MAX_SECRET {
-        return Err(format!("the secret's file {} is larger than {} KiB", file.display(), MAX_SECRET >> 10));
+        return Err(format!("{shown} is larger than {} KiB", MAX_SECRET >> 10));
     }
     Ok(SecretBytes::new(bytes))
 }
@@ -80,11 +95,11 @@ mod tests {
         let file = folder.path().join("key");
         for (content, value) in [("a", "a"), ("a\n", "a"), ("a\n\n", "a\n"), ("\na", "\na"), (" ", " ")] {
             fs::write(&file, content).unwrap();
-            assert_eq!(secret(&file).unwrap().expose(), value.as_bytes());
+            assert_eq!(secret("default", "X", &file).unwrap().value.expose(), value.as_bytes());
         }
         for empty in ["", "\n"] {
             fs::write(&file, empty).unwrap();
-            assert!(secret(&file).unwrap_err().contains("empty"));
+            assert!(secret("default", "X", &file).unwrap_err().contains("empty"));
         }
     }
 
@@ -95,10 +110,10 @@ mod tests {
         let mut content = vec![b'x'; 128 << 10];
         content.push(b'\n');
         fs::write(&file, &content).unwrap();
-        assert_eq!(secret(&file).unwrap().expose().len(), 128 << 10);
+        assert_eq!(secret("default", "X", &file).unwrap().value.expose().len(), 128 << 10);
         content.push(b'x');
         fs::write(&file, &content).unwrap();
-        assert!(secret(&file).unwrap_err().contains("larger than 128 KiB"));
+        assert!(secret("default", "X", &file).unwrap_err().contains("larger than 128 KiB"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::connection::Connection;
 use crate::failure::Failure;
 use crate::loss;
 use crate::output::{self, ManifestFormat, Output, properties, table};
+use crate::secrets::Secrets;
 use crate::view::{by_state, list};
 
 /// Commands about tenants.
@@ -69,6 +70,9 @@ pub enum Tenant {
         #[command(flatten)]
         output: Output,
     },
+    /// List, set and rotate a tenant's secrets
+    #[command(subcommand)]
+    Secrets(Secrets),
     /// Destroy a tenant: its machines, their data, its network and secrets
     Destroy {
         /// The tenant
@@ -121,6 +125,7 @@ impl Tenant {
                 let of = ChangeOf::Tenant { verb: Verb::Update, keys, ports, routes };
                 change(connection, &tenant, of, dry_run, output).await?;
             }
+            Tenant::Secrets(secrets) => return secrets.run(connection).await,
             Tenant::Destroy { tenant, confirmation, output } => {
                 let asked = confirmation.is_needed("mvm tenant destroy")?;
                 let client = connection.agent().await?;

@@ -13,6 +13,7 @@
 //! | [`served`] | people, and services outside |
 //! | [`service`] | what runs in a machine |
 //! | [`pool`] | a pool's desired shape |
+//! | [`openclaw`] | names of OpenClaw's secrets |
 //! | [`requirement`] | what mvm needs of a host |
 //! | [`manifest`] | `deployment.toml`, parsed with the place of every mistake |
 
@@ -20,6 +21,7 @@ pub mod egress;
 pub mod id;
 pub mod manifest;
 pub mod network;
+pub mod openclaw;
 pub mod policy;
 pub mod pool;
 pub mod quota;

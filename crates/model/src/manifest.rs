@@ -29,7 +29,7 @@ pub use change::{Change, ChangeOf, KeyChanges, PortChanges, RouteChanges, Verb};
 pub use deployment::{Deployment, Publish, RequestedNetwork};
 pub use document::Difference;
 pub use place::{ManifestError, Place};
-pub use secrets::SecretSource;
+pub use secrets::{SecretSource, name_of_secret, secret_named};
 pub use template::NewOpenClaw;
 
 use place::Places;
@@ -92,7 +92,7 @@ impl Manifest {
             deployment.check_secret_scopes(|scope, key| match &secrets {
                 Some(given) => given.iter().any(|secret| secret.scope == scope && secret.key == key),
                 // Those that there are, the agent knows; nobody has one that no name gives.
-                None => secrets::name_of(scope, key).is_some(),
+                None => name_of_secret(scope, key).is_some(),
             })?;
             Ok((deployment, secrets))
         };

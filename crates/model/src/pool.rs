@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Egress, PoolId, RestartPolicy, Role, RuntimePolicy};
+use crate::role::Need;
+use crate::{Egress, PoolId, RestartPolicy, Role, RuntimePolicy, openclaw};
 
 /// Which packages the image holds: a built-in profile's or one's own name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,13 +147,95 @@ impl PoolSpec {
         300
     }
 
+    /// Whether its machines are given a token of their own where a gateway has OpenClaw's, of which it is made: all that may
+    /// have secrets of its scope, but for gateways.
+    pub fn is_given_worker_token(&self) -> bool {
+        let names_scope = |scopes: &Vec<SecretScope>| scopes.iter().any(|s| s.integration == openclaw::SCOPE);
+        !self.role.is_gateway()
+            && self.role.secrets() != Need::No
+            && self.secret_scopes.as_ref().is_none_or(names_scope)
+    }
+
+    /// Whether its machines have something of a secret: it, or what is made of it for each.
+    pub fn depends_on(&self, scope: &str, key: &str) -> bool {
+        let is_token = (scope, key) == (openclaw::SCOPE, openclaw::TOKEN_KEY);
+        self.is_given(scope, key) || is_token && self.is_given_worker_token()
+    }
+
     /// Whether a secret belongs to this pool's machines.
     pub fn is_given(&self, scope: &str, key: &str) -> bool {
-        if self.role.secrets() == crate::role::Need::No {
+        let may_be = match (scope, key) {
+            // Whoever has it can speak for every worker.
+            (openclaw::SCOPE, openclaw::TOKEN_KEY) => self.role.is_gateway(),
+            _ => self.role.secrets() != Need::No,
+        };
+        if !may_be {
             return false;
         }
         self.secret_scopes.as_ref().is_none_or(|scopes| {
             scopes.iter().any(|s| s.integration == scope && s.keys.iter().any(|k| k == key))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pools() -> impl Strategy<Value = PoolSpec> {
+        let scope = (
+            0..3usize,
+            prop::sample::subsequence(vec!["OPENCLAW_TOKEN_KEY", "OPENCLAW_GATEWAY_TOKEN"], 0..=2),
+        )
+            .prop_map(|(scope, keys)| SecretScope {
+                integration: ["openclaw", "default", "telegram"][scope].to_owned(),
+                keys: keys.into_iter().map(str::to_owned).collect(),
+            });
+        let scopes = prop::option::of(prop::collection::vec(scope, 0..4));
+        (0..Role::ALL.len(), scopes).prop_map(|(role, secret_scopes)| PoolSpec {
+            id: "p".parse().unwrap(),
+            role: Role::ALL[role],
+            profile: Profile::default(),
+            image: "minimal".to_owned(),
+            resources: Resources::default(),
+            desired: DesiredCounts::default(),
+            egress: Egress::None,
+            secret_scopes,
+            runtime_policy: RuntimePolicy::default(),
+            restart: RestartPolicy::OnDemand,
+            sleep_after_seconds: 0,
+            snapshot_compression: SnapshotCompression::None,
+            spares: 0,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn only_gateways_have_the_token_and_nobody_has_both(pool in pools()) {
+            let has_token = pool.is_given(openclaw::SCOPE, openclaw::TOKEN_KEY);
+            prop_assert!(!has_token || pool.role == Role::Gateway);
+            prop_assert!(!(has_token && pool.is_given_worker_token()));
+            if pool.role.secrets() == Need::No {
+                prop_assert!(!pool.is_given_worker_token() && !pool.is_given("default", "X"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_has_its_own_where_its_scopes_name_openclaw_or_are_all() {
+        let worker = |scopes: &str| -> PoolSpec {
+            let text =
+                format!("tenant.id = 'a'\n[[pools]]\nid = 'p'\nrole = 'capability-openclaw'\n{scopes}");
+            crate::manifest::Manifest::parse(&text).unwrap().deployment.pools.remove(0)
+        };
+        let of = |integration: &str, key: &str| {
+            worker(&format!("secret_scopes = [{{ integration = '{integration}', keys = ['{key}'] }}]"))
+        };
+        assert!(worker("").is_given_worker_token());
+        assert!(of("openclaw", "OPENCLAW_GATEWAY_TOKEN").is_given_worker_token());
+        assert!(!of("telegram", "TELEGRAM_BOT_TOKEN").is_given_worker_token());
+        assert!(!worker("secret_scopes = []").is_given_worker_token());
     }
 }

@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use mvm_host::{Host, PortSpec, TenantNetwork};
 use mvm_model::quota::{QuotaExceeded, Usage};
-use mvm_model::{InstanceId, PoolId, PoolSpec, Resources, Role, TenantId, UserName};
+use mvm_model::{InstanceId, PoolId, PoolSpec, Resources, Role, TenantId, UserName, openclaw};
+use mvm_protocol::SecretBytes;
 use mvm_protocol::control::SecretFiles;
+use mvm_protocol::openclaw::worker_token;
 use tokio::sync::Semaphore;
 
 use crate::machine::Machine;
 use crate::publish::Publishing;
 use crate::seal::{Key, SealError};
-use crate::store::{self, InstanceRow, PoolRow, Store, StoreError, TenantRow, UserRow};
+use crate::store::{self, InstanceRow, PoolRow, SealedRow, Store, StoreError, TenantRow, UserRow};
 
 /// Where an agent keeps things.
 #[derive(Debug, Clone)]
@@ -169,24 +171,25 @@ impl Agent {
         found.ok_or_else(|| AgentError::NoUser(tenant.clone(), name.clone()))
     }
 
-    /// The secrets that machines of a pool are given, in clear.
+    /// The secrets that a machine of a pool is given, in clear.
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn secrets_of(&self, tenant: &TenantId, pool: &PoolSpec) -> Result<SecretFiles, AgentError> {
+    pub async fn secrets_of(
+        &self,
+        tenant: &TenantId,
+        pool: &PoolSpec,
+        machine: InstanceId,
+    ) -> Result<SecretFiles, AgentError> {
         let wanted = tenant.clone();
         let (rows, wrapped) = self
             .store
             .read(move |tx| Ok((store::secrets(tx, &wanted)?, store::tenant_key(tx, &wanted)?)))
             .await?;
-        let mut files = SecretFiles::new();
-        let Some(wrapped) = wrapped else { return Ok(files) };
+        let Some(wrapped) = wrapped else { return Ok(SecretFiles::new()) };
         let key = self.node_key.unwrap_key(tenant, &wrapped)?;
-        for row in rows.into_iter().filter(|row| pool.is_given(&row.scope, &row.key)) {
-            let value = key.open(&format!("{}/{}", row.scope, row.key), &row.sealed)?;
-            files.entry(row.scope).or_default().insert(row.key, value);
-        }
-        Ok(files)
+        let open = |row: &SealedRow| key.open(&format!("{}/{}", row.scope, row.key), &row.sealed);
+        Ok(files_given(pool, machine, rows, open)?)
     }
 
     /// A tenant's network, for the host.
@@ -213,6 +216,29 @@ impl Agent {
             tracing::error!(instance = %row.address(), %error, "its VMM or its port could not be removed");
         }
     }
+}
+
+/// Of a tenant's secrets those that a machine of a pool is given. OpenClaw's token is the gateways'; of it each worker has one of
+/// its own, which another cannot find.
+fn files_given<E>(
+    pool: &PoolSpec,
+    machine: InstanceId,
+    rows: Vec<SealedRow>,
+    open: impl Fn(&SealedRow) -> Result<SecretBytes, E>,
+) -> Result<SecretFiles, E> {
+    let mut files = SecretFiles::new();
+    for row in rows {
+        let is_token = (row.scope.as_str(), row.key.as_str()) == (openclaw::SCOPE, openclaw::TOKEN_KEY);
+        if pool.is_given(&row.scope, &row.key) {
+            let value = open(&row)?;
+            files.entry(row.scope).or_default().insert(row.key, value);
+        } else if is_token && pool.is_given_worker_token() {
+            let own = worker_token(open(&row)?.expose(), machine);
+            let name = openclaw::WORKER_TOKEN_KEY.to_owned();
+            files.entry(row.scope).or_default().insert(name, SecretBytes::new(own.into_bytes()));
+        }
+    }
+    Ok(files)
 }
 
 /// Which machines may run, counted against their tenants' quotas. A start is admitted before it begins, so that two at
@@ -309,6 +335,7 @@ fn take(admitted: &mut Admitted, id: InstanceId, resources: Resources) {
 #[cfg(test)]
 mod tests {
     use mvm_model::{Endpoints, NetId, Quotas, RoutingTable};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -325,6 +352,55 @@ mod tests {
             endpoints: Endpoints::default(),
             created_at: 0,
             doomed: false,
+        }
+    }
+
+    fn pools() -> impl Strategy<Value = PoolSpec> {
+        let scopes = prop_oneof![
+            Just(""),
+            Just("secret_scopes = []"),
+            Just("secret_scopes = [{ integration = 'openclaw', keys = ['OPENCLAW_TOKEN_KEY'] }]"),
+            Just("secret_scopes = [{ integration = 'openclaw', keys = ['OPENCLAW_GATEWAY_TOKEN'] }]"),
+        ];
+        (prop::sample::select(Role::ALL.to_vec()), scopes)
+            .prop_filter("are never given secrets", |(role, scopes)| {
+                role.secrets() != mvm_model::role::Need::No || scopes.is_empty()
+            })
+            .prop_map(|(role, scopes)| {
+                let secrets = "[secrets]\nopenclaw_token = { file = 'x' }\nother = { file = 'x' }";
+                let text =
+                    format!("tenant.id = 'a'\n[[pools]]\nid = 'p'\nrole = '{role}'\n{scopes}\n{secrets}");
+                mvm_model::manifest::Manifest::parse(&text).unwrap().deployment.pools.remove(0)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn no_worker_is_given_the_token_and_each_has_one_of_its_own(pool in pools(), [a, b]: [u32; 2]) {
+            prop_assume!(a != b);
+            let row = |scope: &str, key: &str, value: &str| SealedRow {
+                scope: scope.to_owned(),
+                key: key.to_owned(),
+                sealed: value.into(),
+                set_at: None,
+                file: None,
+            };
+            let rows = vec![row("default", "OTHER", "x"), row(openclaw::SCOPE, openclaw::TOKEN_KEY, "the token")];
+            let open = |row: &SealedRow| Ok::<_, std::convert::Infallible>(SecretBytes::new(row.sealed.clone()));
+            let [a, b] = [a, b].map(InstanceId::new);
+            let [of_a, of_b] = [a, b].map(|id| files_given(&pool, id, rows.clone(), open).unwrap());
+            let is_token = |value: &SecretBytes| value.expose() == b"the token";
+            let has_token = of_a.values().flatten().any(|(key, value)| key == openclaw::TOKEN_KEY || is_token(value));
+            prop_assert!(!has_token || pool.role == Role::Gateway);
+            let own = |files: &SecretFiles| {
+                files.get(openclaw::SCOPE).and_then(|files| files.get(openclaw::WORKER_TOKEN_KEY)).cloned()
+            };
+            prop_assert_eq!(own(&of_a).is_some(), pool.is_given_worker_token());
+            if let Some(token) = own(&of_a) {
+                let expected = worker_token(b"the token", a);
+                prop_assert_eq!(token.expose(), expected.as_bytes());
+                prop_assert_ne!(Some(token), own(&of_b));
+            }
         }
     }
 

@@ -21,6 +21,8 @@ const CIPHER_AES_256_GCM: u8 = 1;
 const KEY_ID: usize = 8;
 const NONCE: usize = 12;
 const HEADER: usize = 2 + KEY_ID;
+/// What a sealed value has beyond the value: header, nonce, tag.
+const OVERHEAD: usize = HEADER + NONCE + 16;
 
 /// A key or sealed value is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +166,11 @@ impl Key {
     }
 }
 
+/// How many bytes a sealed value has, without opening it.
+pub fn value_len(sealed: &[u8]) -> usize {
+    sealed.len().saturating_sub(OVERHEAD)
+}
+
 /// Random bytes of the kernel.
 ///
 /// # Errors
@@ -201,6 +208,7 @@ mod tests {
             let sealed = key.seal("a/KEY", &value).unwrap();
             let opened = key.open("a/KEY", &sealed).unwrap();
             prop_assert_eq!(opened.expose(), value.as_slice());
+            prop_assert_eq!(value_len(&sealed), value.len());
             prop_assert!(key.open("b/KEY", &sealed).is_err());
             prop_assert!(Key::generate().unwrap().open("a/KEY", &sealed).is_err());
             let mut damaged = sealed.clone();

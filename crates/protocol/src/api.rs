@@ -9,6 +9,8 @@
 //! | `GET /v1/tenants` | → [`TenantSummary`]s |
 //! | `GET /v1/tenants/{tenant}` | → [`TenantInfo`] |
 //! | `GET /v1/tenants/{tenant}/manifest` | → the text of a manifest that asks for what there is |
+//! | `GET /v1/tenants/{tenant}/secrets` | → [`SecretInfo`]s |
+//! | `POST /v1/tenants/{tenant}/secrets` | [`SecretsRequest`] → [`SecretsSet`] |
 //! | `DELETE /v1/tenants/{tenant}` | → [`Destroyed`] |
 //! | `GET /v1/pools?tenant=` | → [`PoolSummary`]s |
 //! | `GET /v1/pools/{tenant}/{pool}` | → [`PoolInfo`] |
@@ -44,6 +46,7 @@
 mod backup;
 mod doctor;
 mod scale;
+mod secrets;
 mod status;
 mod usage;
 mod users;
@@ -60,6 +63,7 @@ use serde::{Deserialize, Serialize};
 pub use backup::{BackedUp, BackupNote, BackupRequest, RestoreRequest, Restored};
 pub use doctor::DoctorReport;
 pub use scale::{ScaleAct, ScaleEvent, ScaleOutcome, ScaleRequest, Scaled};
+pub use secrets::{Delivery, SecretInfo, SecretTaker, SecretsRequest, SecretsSet};
 pub use status::{
     DeploymentLine, LastMessage, MachineStatus, NodeStatus, PoolStatus, PortStatus, TenantStatus, Trouble,
     Wakes,
@@ -183,6 +187,9 @@ pub struct SecretValue {
     pub key: String,
     /// Its value.
     pub value: SecretBytes,
+    /// The absolute path of the file that it was read from, where it was one: what a rotation reads again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
 }
 
 /// A line of a deployment's progress.

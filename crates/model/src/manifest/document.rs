@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use super::secrets::name_of;
+use super::secrets::name_of_secret;
 use super::{Deployment, Publish};
 use crate::{Egress, Endpoints, PoolSpec, User};
 
@@ -213,7 +213,7 @@ fn about_secrets(secrets: &[String]) -> String {
     let mut unnamed = Vec::new();
     let mut example = String::new();
     for secret in secrets {
-        let name = secret.split_once('/').and_then(|(scope, key)| name_of(scope, key));
+        let name = secret.split_once('/').and_then(|(scope, key)| name_of_secret(scope, key));
         match name {
             Some(name) => example.push_str(&format!("# {name} = {{ file = \"…\" }}   # {secret}\n")),
             None => unnamed.push(secret.as_str()),

@@ -2,7 +2,8 @@
 
 use super::reader::{Keys, Value};
 use super::{Deployment, Problem};
-use crate::role::Need;
+use crate::openclaw;
+use crate::role::{Need, Role};
 
 /// A secret of `[secrets]`: where its value is and under which name machines find it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,18 +27,11 @@ impl SecretSource {
 
 /// Secrets of well-known services: name, scope, key.
 const WELL_KNOWN: [(&str, &str, &str); 4] = [
-    ("openclaw_token", OPENCLAW, OPENCLAW_TOKEN_KEY),
     ("anthropic_key", "anthropic", "ANTHROPIC_API_KEY"),
     ("telegram_token", "telegram", "TELEGRAM_BOT_TOKEN"),
     ("discord_token", "discord", "DISCORD_BOT_TOKEN"),
+    ("openclaw_token", openclaw::SCOPE, openclaw::TOKEN_KEY),
 ];
-
-/// The scope of what gateways and workers of OpenClaw know one another by.
-const OPENCLAW: &str = "openclaw";
-/// What its gateways have, and nobody else: random where it is not given.
-pub(super) const OPENCLAW_TOKEN_KEY: &str = "OPENCLAW_TOKEN_KEY";
-/// What each of its workers has in its place, derived from it.
-pub(super) const OPENCLAW_GATEWAY_TOKEN: &str = "OPENCLAW_GATEWAY_TOKEN";
 
 /// The scope of every other secret.
 const DEFAULT_SCOPE: &str = "default";
@@ -45,7 +39,18 @@ const DEFAULT_SCOPE: &str = "default";
 /// The longest name: it becomes a file's.
 const MAX_NAME: usize = 64;
 
-/// The scope and key of a secret.
+/// The scope and key of the secret with a name of `[secrets]`: of `anthropic_key` `anthropic` and `ANTHROPIC_API_KEY`.
+///
+/// # Errors
+/// What is no name, in words.
+pub fn secret_named(name: &str) -> Result<(String, String), String> {
+    if is_name(name) { Ok(scope_and_key(name)) } else { Err(no_name()) }
+}
+
+fn no_name() -> String {
+    format!("a secret's name is 1 to {MAX_NAME} of a-z, 0-9 and _")
+}
+
 fn scope_and_key(name: &str) -> (String, String) {
     match WELL_KNOWN.iter().find(|(known, ..)| *known == name) {
         Some((_, scope, key)) => ((*scope).to_owned(), (*key).to_owned()),
@@ -54,7 +59,7 @@ fn scope_and_key(name: &str) -> (String, String) {
 }
 
 /// The name in `[secrets]` that gives a secret, if one does.
-pub(super) fn name_of(scope: &str, key: &str) -> Option<String> {
+pub fn name_of_secret(scope: &str, key: &str) -> Option<String> {
     let name = match WELL_KNOWN.iter().find(|(_, s, k)| *s == scope && *k == key) {
         Some((name, ..)) => (*name).to_owned(),
         None => key.to_ascii_lowercase(),
@@ -74,7 +79,7 @@ pub(super) fn read(section: Value<'_, '_>) -> Result<Vec<SecretSource>, Problem>
     let source = |secret: Value<'_, '_>| {
         let name = secret.name();
         if !is_name(name) {
-            return Err(secret.problem(format!("a secret's name is 1 to {MAX_NAME} of a-z, 0-9 and _")));
+            return Err(secret.problem(no_name()));
         }
         if !secret.is_table() {
             // Nothing of a value is repeated: it may be the secret itself.
@@ -88,11 +93,23 @@ pub(super) fn read(section: Value<'_, '_>) -> Result<Vec<SecretSource>, Problem>
 }
 
 impl Deployment {
-    /// Checks that every secret that a pool names is there, and that its role is given any.
+    /// Whether OpenClaw runs in it: then it has a token, given or not.
+    pub fn runs_openclaw(&self) -> bool {
+        self.pools.iter().any(|pool| pool.role == Role::CapabilityOpenclaw)
+    }
+
+    /// Checks that every secret that a pool names is there, and that its role is given any. OpenClaw's token is made
+    /// where OpenClaw runs, and so are the workers' tokens.
     ///
     /// # Errors
     /// The first that is not, at the manifest's key.
     pub fn check_secret_scopes(&self, is_there: impl Fn(&str, &str) -> bool) -> Result<(), Problem> {
+        let is_there = |scope: &str, key: &str| {
+            let of_openclaw =
+                scope == openclaw::SCOPE && [openclaw::TOKEN_KEY, openclaw::WORKER_TOKEN_KEY].contains(&key);
+            is_there(scope, key)
+                || of_openclaw && (self.runs_openclaw() || is_there(scope, openclaw::TOKEN_KEY))
+        };
         for (p, pool) in self.pools.iter().enumerate() {
             let scopes = pool.secret_scopes.as_deref().unwrap_or_default();
             if pool.role.secrets() == Need::No && !scopes.is_empty() {
@@ -101,7 +118,7 @@ impl Deployment {
             }
             for (s, scope) in scopes.iter().enumerate() {
                 for (k, key) in scope.keys.iter().enumerate() {
-                    if !is_made_by_mvm(&scope.integration, key) && !is_there(&scope.integration, key) {
+                    if !is_there(&scope.integration, key) {
                         let place = format!("pools[{p}].secret_scopes[{s}].keys[{k}]");
                         return Err(Problem::new(place, missing(&scope.integration, key)));
                     }
@@ -112,13 +129,8 @@ impl Deployment {
     }
 }
 
-/// Secrets that nobody has to give.
-fn is_made_by_mvm(scope: &str, key: &str) -> bool {
-    scope == OPENCLAW && [OPENCLAW_TOKEN_KEY, OPENCLAW_GATEWAY_TOKEN].contains(&key)
-}
-
 fn missing(scope: &str, key: &str) -> String {
-    let remedy = match name_of(scope, key) {
+    let remedy = match name_of_secret(scope, key) {
         Some(name) => format!("add `{name} = {{ file = \"…\" }}` under [secrets]"),
         None => "no name there gives it: the scope is `default` but for well-known services".to_owned(),
     };

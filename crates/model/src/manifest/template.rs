@@ -10,7 +10,7 @@ use super::{Deployment, Manifest, ManifestError, Problem, RequestedNetwork, Secr
 use crate::{
     DesiredCounts, Egress, Endpoints, InvalidId, PoolId, PoolSpec, Profile, Quotas, Resources, RestartPolicy,
     Role, RoutingTable, RuntimePolicy, SecretScope, ServiceUrl, SnapshotCompression, TenantId, User,
-    UserName,
+    UserName, openclaw,
 };
 
 /// The pool of machines that receive everyone's messages.
@@ -111,7 +111,7 @@ impl File {
             integration: scope.to_owned(),
             keys: self.secrets.iter().filter(|s| s.scope == scope).map(|s| s.key.clone()).collect(),
         });
-        let own = scope("openclaw", secrets::OPENCLAW_TOKEN_KEY);
+        let own = scope(openclaw::SCOPE, openclaw::TOKEN_KEY);
         let mut pool = pool(GATEWAYS, Role::Gateway, "minimal", 1024, 1024)?;
         pool.secret_scopes =
             Some(scopes.into_iter().filter(|scope| !scope.keys.is_empty()).chain([own]).collect());
@@ -124,7 +124,7 @@ impl File {
     fn workers_pool(&self, users: u32, image: Option<String>) -> Result<PoolSpec, Problem> {
         let image = image.unwrap_or_else(|| "openclaw".to_owned());
         let mut pool = pool(WORKERS, Role::CapabilityOpenclaw, &image, 2048, 2048)?;
-        pool.secret_scopes = Some(vec![scope("openclaw", secrets::OPENCLAW_GATEWAY_TOKEN)]);
+        pool.secret_scopes = Some(vec![scope(openclaw::SCOPE, openclaw::WORKER_TOKEN_KEY)]);
         pool.desired.sleeping = self.workers.instances.unwrap_or(users);
         self.workers.apply(&mut pool);
         Ok(pool)
@@ -163,6 +163,7 @@ fn only_user(tenant: &TenantId) -> Result<User, Problem> {
 fn pool(id: &str, role: Role, image: &str, mem_mib: u32, data_disk_mib: u64) -> Result<PoolSpec, Problem> {
     let id: PoolId = id.parse().map_err(|error: InvalidId| Problem::new("", error.to_string()))?;
     Ok(PoolSpec {
+        sleep_after_seconds: PoolSpec::default_sleep_after_seconds(),
         id,
         role,
         profile: Profile::default(),

@@ -304,6 +304,7 @@ const MISTAKES: &[Mistake] = &[
     ("{ file = \"x\" }", "{ file = '' }", 34, "secrets.my_token_2.file", "must not be empty"),
     ("{ file = \"x\" }", "{ env = 'X' }", 34, "secrets.my_token_2.env", "known here are file"),
     ("my_token_2", "My-Token", 34, "secrets.My-Token", "1 to 64 of a-z, 0-9 and _"),
+    ("\"telegram\", keys = [\"TELEGRAM_BOT_TOKEN\"]", "\"openclaw\", keys = [\"OPENCLAW_TOKEN_KEY\"]", 16, "pools[0].secret_scopes[0].keys[0]", "add `openclaw_token = "),
     // What later versions bring.
     ("image = \"openclaw\"", "flake = \"github:org/app\"", 10, "pools[0].flake", "flake images are not supported by this version"),
     ("\"openclaw\"", "\"oci:debian\"", 10, "pools[0].image", "OCI images are not supported by this version"),

@@ -5,6 +5,7 @@ mod instances;
 mod logs;
 mod node;
 mod pools;
+mod secrets;
 mod stats;
 mod status;
 mod streams;
@@ -52,6 +53,7 @@ pub async fn serve(
         .route("/v1/status/{tenant}", get(status::tenant))
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::info).delete(tenants::destroy))
+        .route("/v1/tenants/{tenant}/secrets", get(secrets::list).post(secrets::set))
         .route("/v1/tenants/{tenant}/manifest", get(tenants::manifest))
         .route("/v1/users", get(users::list))
         .route("/v1/users/{tenant}/{user}/link", post(users::link))

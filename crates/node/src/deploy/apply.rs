@@ -87,7 +87,7 @@ async fn prepare(
     let bound = bind_ports(agent, wanted)?;
     // What cannot be is said before images are built, as far as it does not depend on them.
     Plan::make(present, wanted, &wish.kept).map_err(at_key)?;
-    let secrets = Secrets::look(agent, &wanted.tenant, wish.secrets.take()).await?;
+    let secrets = Secrets::look(agent, wanted, wish.secrets.take()).await?;
     secrets.check(wanted)?;
     let kept = std::mem::take(&mut wish.kept);
     let revisions = images::of_pools(agent, wanted, kept, wish.mode.dry_run, events).await?;
@@ -135,7 +135,7 @@ async fn preflight(agent: &Agent) -> Result<(), ApiError> {
     Err(ApiError { code: ErrorCode::Refused, message: text.join("\n"), key: None })
 }
 
-async fn present(agent: &Agent, tenant: &TenantId) -> Result<Present, ApiError> {
+pub(super) async fn present(agent: &Agent, tenant: &TenantId) -> Result<Present, ApiError> {
     let id = tenant.clone();
     let present = agent
         .store

@@ -98,7 +98,7 @@ pub async fn refresh(agent: &Arc<Agent>, tenant: &TenantRow) -> Vec<Behind> {
     let refreshed = futures::future::join_all(machines.iter().map(|machine| async move {
         match machine.refresh().await {
             // Destroyed meanwhile.
-            Ok(()) | Err(ActError::Gone) => None,
+            Ok(_) | Err(ActError::Gone) => None,
             Err(why) => Some(Behind { address: machine.view().row.address(), why }),
         }
     }));

@@ -9,6 +9,7 @@
 //! | `naming` | what is wrong with it, where a command said it |
 //! | `plan` | what that changes: a pure comparison |
 //! | `images`, `secrets` | revisions of pools' images; secrets compared and sealed |
+//! | `set_secrets` | some secrets set to other values, and handed to machines |
 //! | `apply`, `basis` | the commit, of what was compared with what is still there |
 //! | `begin`, `restart` | what follows it: network, ports, machines; machines that need a cold start |
 
@@ -20,10 +21,12 @@ mod naming;
 mod plan;
 mod restart;
 mod secrets;
+mod set_secrets;
 mod wish;
 
 pub use begin::refresh;
 pub use images::build_image;
+pub use set_secrets::set_secrets;
 pub use wish::{Request, deployment};
 
 pub use crate::create::GivenDisk;

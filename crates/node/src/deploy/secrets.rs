@@ -1,13 +1,14 @@
 //! A tenant's secrets: what changes about them, and their sealing.
 
-use mvm_model::TenantId;
 use mvm_model::manifest::Deployment;
+use mvm_model::{TenantId, openclaw};
+use mvm_protocol::SecretBytes;
 use mvm_protocol::api::{ApiError, SecretValue};
 use mvm_protocol::control::MAX_UPDATE;
 
 use super::{at_key, failed, invalid};
 use crate::agent::Agent;
-use crate::seal::Key;
+use crate::seal::{Key, random};
 use crate::store::{self, SealedRow, TenantRow};
 
 /// What a machine's config.json may take.
@@ -16,9 +17,16 @@ const CONFIG_ROOM: usize = 4096;
 /// The secrets there are, and those that are wanted.
 #[derive(Debug)]
 pub(super) struct Secrets {
-    there: Vec<SecretValue>,
+    there: Vec<There>,
     wanted: Option<Vec<SecretValue>>,
     is_new: bool,
+}
+
+/// One that is there.
+#[derive(Debug, Clone)]
+struct There {
+    secret: SecretValue,
+    set_at: Option<u64>,
 }
 
 /// What is written of them.
@@ -29,31 +37,78 @@ pub(super) struct Sealed {
 }
 
 impl Secrets {
-    /// Those that are wanted, beside those there are.
+    /// Those that are wanted, beside those there are. Where OpenClaw runs there is a token of it among them.
     pub(super) async fn look(
         agent: &Agent,
-        tenant: &TenantId,
+        deployment: &Deployment,
         wanted: Option<Vec<SecretValue>>,
     ) -> Result<Self, ApiError> {
+        let mut secrets = Self::read(agent, &deployment.tenant).await?;
+        secrets.wanted = wanted;
+        if deployment.runs_openclaw() {
+            secrets.have_token()?;
+        }
+        Ok(secrets)
+    }
+
+    async fn read(agent: &Agent, tenant: &TenantId) -> Result<Self, ApiError> {
         let id = tenant.clone();
         let (rows, wrapped) = agent
             .store
             .read(move |tx| Ok((store::secrets(tx, &id)?, store::tenant_key(tx, &id)?)))
             .await
             .map_err(failed)?;
-        let Some(wrapped) = wrapped else { return Ok(Self { there: Vec::new(), wanted, is_new: true }) };
+        let Some(wrapped) = wrapped else {
+            return Ok(Self { there: Vec::new(), wanted: None, is_new: true });
+        };
         let key = agent.node_key.unwrap_key(tenant, &wrapped).map_err(failed)?;
-        let open = |SealedRow { scope, key: name, sealed }| {
+        let open = |SealedRow { scope, key: name, sealed, set_at, file }| {
             let value = key.open(&format!("{scope}/{name}"), &sealed).map_err(failed)?;
-            Ok(SecretValue { scope, key: name, value })
+            Ok(There { secret: SecretValue { scope, key: name, value, file }, set_at })
         };
         let there = rows.into_iter().map(open).collect::<Result<_, ApiError>>()?;
-        Ok(Self { there, wanted, is_new: false })
+        Ok(Self { there, wanted: None, is_new: false })
+    }
+
+    /// These are to have other values; all others stay.
+    pub(super) fn overlay(&mut self, secrets: Vec<SecretValue>) {
+        let mut all: Vec<SecretValue> = self.given().into_iter().cloned().collect();
+        for secret in secrets {
+            match all.iter_mut().find(|other| name(other) == name(&secret)) {
+                Some(other) => *other = secret,
+                None => all.push(secret),
+            }
+        }
+        self.wanted = Some(all);
+    }
+
+    /// One that was not given is the one there is, or random.
+    fn have_token(&mut self) -> Result<(), ApiError> {
+        let is_token = |secret: &SecretValue| {
+            (secret.scope.as_str(), secret.key.as_str()) == (openclaw::SCOPE, openclaw::TOKEN_KEY)
+        };
+        if self.given().into_iter().any(is_token) {
+            return Ok(());
+        }
+        let token = match self.there.iter().find(|there| is_token(&there.secret)) {
+            Some(there) => there.secret.clone(),
+            None => SecretValue {
+                scope: openclaw::SCOPE.to_owned(),
+                key: openclaw::TOKEN_KEY.to_owned(),
+                value: SecretBytes::new(hex::encode(random::<32>().map_err(failed)?).into_bytes()),
+                file: None,
+            },
+        };
+        self.overlay(vec![token]);
+        Ok(())
     }
 
     /// Those that machines will be given.
-    fn given(&self) -> &[SecretValue] {
-        self.wanted.as_ref().unwrap_or(&self.there)
+    fn given(&self) -> Vec<&SecretValue> {
+        match &self.wanted {
+            Some(wanted) => wanted.iter().collect(),
+            None => self.there.iter().map(|there| &there.secret).collect(),
+        }
     }
 
     /// Whether pools get what they name, and not more than fits: refused now, not when a machine is woken.
@@ -77,30 +132,39 @@ impl Secrets {
         Ok(())
     }
 
+    /// The names of those that have another value than before, or had none.
+    pub(super) fn changed(&self) -> Vec<String> {
+        let is_another =
+            |secret: &&SecretValue| self.before(secret).is_none_or(|there| !there.has_value_of(secret));
+        self.wanted.iter().flatten().filter(is_another).map(name).collect()
+    }
+
+    fn before(&self, secret: &SecretValue) -> Option<&There> {
+        self.there.iter().find(|there| name(&there.secret) == name(secret))
+    }
+
     /// What changes, in words and by name.
     pub(super) fn changes(&self) -> Vec<String> {
         let Some(wanted) = &self.wanted else { return Vec::new() };
-        let name = |secret: &SecretValue| format!("{}/{}", secret.scope, secret.key);
-        let find = |all: &[SecretValue], secret: &SecretValue| {
-            all.iter().find(|other| name(other) == name(secret)).map(|found| found.value == secret.value)
+        let those = |is: Option<bool>| -> Vec<String> {
+            let how = |secret: &SecretValue| self.before(secret).map(|there| there.has_value_of(secret));
+            wanted.iter().filter(|secret| how(secret) == is).map(name).collect()
         };
-        let those = |all: &[SecretValue], others: &[SecretValue], is: Option<bool>| -> Vec<String> {
-            all.iter().filter(|secret| find(others, secret) == is).map(name).collect()
-        };
-        [
-            ("added", those(wanted, &self.there, None)),
-            ("changed", those(wanted, &self.there, Some(false))),
-            ("removed", those(&self.there, wanted, None)),
-        ]
-        .into_iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(how, names)| format!("secrets {how}: {}", names.join(", ")))
-        .collect()
+        let is_wanted = |there: &&There| wanted.iter().any(|secret| name(secret) == name(&there.secret));
+        let gone = self.there.iter().filter(|there| !is_wanted(there)).map(|there| name(&there.secret));
+        [("added", those(None)), ("changed", those(Some(false))), ("removed", gone.collect())]
+            .into_iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(how, names)| format!("secrets {how}: {}", names.join(", ")))
+            .collect()
     }
 
     /// What is to be written, if anything: a new tenant gets its key.
     pub(super) async fn seal(&self, agent: &Agent, tenant: &TenantRow) -> Result<Option<Sealed>, ApiError> {
-        if !self.is_new && self.changes().is_empty() {
+        // Where they come from is written, too.
+        let is_as_it_was =
+            |secret: &SecretValue| self.before(secret).is_some_and(|there| there.secret == *secret);
+        if !self.is_new && self.changes().is_empty() && self.wanted.iter().flatten().all(is_as_it_was) {
             return Ok(None);
         }
         let (key, wrapped) = if self.is_new {
@@ -114,18 +178,29 @@ impl Secrets {
             (agent.node_key.unwrap_key(&tenant.id, &wrapped).map_err(failed)?, None)
         };
         let seal = |secret: &SecretValue| {
-            let SecretValue { scope, key: name, value } = secret;
-            let sealed = key.seal(&format!("{scope}/{name}"), value.expose()).map_err(failed)?;
-            Ok(SealedRow { scope: scope.clone(), key: name.clone(), sealed })
+            let sealed = key.seal(&name(secret), secret.value.expose()).map_err(failed)?;
+            let unchanged = self.before(secret).filter(|there| there.has_value_of(secret));
+            let set_at = unchanged.map_or(Some(store::now_secs()), |there| there.set_at);
+            let SecretValue { scope, key, file, .. } = secret.clone();
+            Ok(SealedRow { scope, key, sealed, set_at, file })
         };
-        let rows = self.given().iter().map(seal).collect::<Result<_, ApiError>>()?;
+        let rows = self.given().into_iter().map(seal).collect::<Result<_, ApiError>>()?;
         Ok(Some(Sealed { wrapped, rows }))
     }
 }
 
+impl There {
+    fn has_value_of(&self, secret: &SecretValue) -> bool {
+        self.secret.value == secret.value
+    }
+}
+
+fn name(secret: &SecretValue) -> String {
+    format!("{}/{}", secret.scope, secret.key)
+}
+
 #[cfg(test)]
 mod tests {
-    use mvm_protocol::SecretBytes;
 
     use super::*;
 
@@ -134,24 +209,58 @@ mod tests {
             scope: "default".to_owned(),
             key: (*key).to_owned(),
             value: SecretBytes::new(value.as_bytes().to_vec()),
+            file: None,
         };
         all.iter().map(secret).collect()
     }
 
+    fn there(all: &[(&str, &str)]) -> Secrets {
+        let there = secrets(all).into_iter().map(|secret| There { secret, set_at: Some(7) }).collect();
+        Secrets { there, wanted: None, is_new: false }
+    }
+
     #[test]
     fn what_changes_is_said_by_name_and_never_by_value() {
-        let there = secrets(&[("KEPT", "1"), ("CHANGED", "old"), ("GONE", "x")]);
-        let wanted = secrets(&[("NEW", "y"), ("CHANGED", "new"), ("KEPT", "1")]);
-        let told = Secrets { there: there.clone(), wanted: Some(wanted), is_new: false }.changes();
+        let mut told = there(&[("KEPT", "1"), ("CHANGED", "old"), ("GONE", "x")]);
+        assert_eq!((told.changes(), told.changed(), told.given().len()), (vec![], vec![], 3));
+        told.wanted = Some(secrets(&[("NEW", "y"), ("CHANGED", "new"), ("KEPT", "1")]));
         let expected = [
             "secrets added: default/NEW",
             "secrets changed: default/CHANGED",
             "secrets removed: default/GONE",
         ];
-        assert_eq!(told, expected);
-        let stay = Secrets { there: there.clone(), wanted: None, is_new: false };
-        assert_eq!((stay.changes(), stay.given().len()), (vec![], 3));
-        let all = Secrets { there, wanted: Some(Vec::new()), is_new: false };
-        assert_eq!(all.changes(), ["secrets removed: default/KEPT, default/CHANGED, default/GONE"]);
+        assert_eq!(told.changes(), expected);
+        assert_eq!(told.changed(), ["default/NEW", "default/CHANGED"]);
+        told.wanted = Some(Vec::new());
+        assert_eq!(told.changes(), ["secrets removed: default/KEPT, default/CHANGED, default/GONE"]);
+    }
+
+    #[test]
+    fn what_is_laid_over_leaves_the_others() {
+        let mut told = there(&[("KEPT", "1"), ("CHANGED", "old")]);
+        told.overlay(secrets(&[("CHANGED", "new"), ("NEW", "y")]));
+        assert_eq!(told.changes(), ["secrets added: default/NEW", "secrets changed: default/CHANGED"]);
+        assert_eq!(told.wanted, Some(secrets(&[("KEPT", "1"), ("CHANGED", "new"), ("NEW", "y")])));
+    }
+
+    #[test]
+    fn openclaw_has_the_token_it_was_given_or_had_or_a_random_one() {
+        let token = |secrets: &Secrets| -> SecretBytes {
+            let mut found = secrets.given();
+            found.retain(|secret| name(secret) == "openclaw/OPENCLAW_TOKEN_KEY");
+            assert_eq!(found.len(), 1);
+            found.remove(0).value.clone()
+        };
+        let [mut first, mut second] = [(); 2].map(|()| there(&[("KEPT", "1")]));
+        first.have_token().unwrap();
+        second.have_token().unwrap();
+        assert_eq!(token(&first).expose().len(), 64);
+        assert_ne!(token(&first), token(&second));
+        assert_eq!(first.changes(), ["secrets added: openclaw/OPENCLAW_TOKEN_KEY"]);
+        // A manifest whose [secrets] does not name it does not take it away.
+        let there = first.given().into_iter().cloned().map(|secret| There { secret, set_at: None }).collect();
+        let mut again = Secrets { there, wanted: Some(secrets(&[("KEPT", "1")])), is_new: false };
+        again.have_token().unwrap();
+        assert_eq!((again.changes(), token(&again)), (vec![], token(&first)));
     }
 }

@@ -152,7 +152,7 @@ impl Task {
     /// Config and secrets as they are wanted now.
     pub(super) async fn update_message(&self) -> Result<GuestRequest, ActError> {
         let pool = self.pool().await?;
-        let secrets = self.agent.secrets_of(&self.tenant.id, &pool).await.map_err(failed)?;
+        let secrets = self.agent.secrets_of(&self.tenant.id, &pool, self.row.id).await.map_err(failed)?;
         let config = self.config_files(&pool).await?;
         let bytes: usize = config.values().map(String::len).sum::<usize>()
             + secrets.values().flat_map(BTreeMap::values).map(|value| value.expose().len()).sum::<usize>();

@@ -132,7 +132,7 @@ enum Command {
     Destroy { reply: Reply<()> },
     Session { reply: Reply<(Link, Lease)> },
     Settled { reply: Reply<()> },
-    Refresh { reply: Reply<()> },
+    Refresh { reply: Reply<bool> },
     Timer { reply: Reply<()> },
     Ended(Box<MachineEnded>),
 }
@@ -336,11 +336,12 @@ impl Machine {
         self.ask(|reply| Command::Settled { reply }).await
     }
 
-    /// Has it take what is wanted of it anew, after the acts that were asked for before: egress, config, secrets.
+    /// Has it take what is wanted of it anew, after the acts that were asked for before: egress, config, secrets. Tells whether
+    /// it has: one that does not run takes it when it comes up.
     ///
     /// # Errors
     /// [`ActError`]; it runs on with what it had.
-    pub async fn refresh(&self) -> Result<(), ActError> {
+    pub async fn refresh(&self) -> Result<bool, ActError> {
         self.ask(|reply| Command::Refresh { reply }).await
     }
 

@@ -364,18 +364,19 @@ impl Task {
         }
     }
 
-    /// Gives a machine that runs what is wanted of it now: egress, config, secrets. Another is given it when it comes up.
-    pub(super) async fn refresh(&mut self) -> Result<(), ActError> {
+    /// Gives a machine that runs what is wanted of it now: egress, config, secrets. Another is given it when it comes up; tells
+    /// whether it was given now.
+    pub(super) async fn refresh(&mut self) -> Result<bool, ActError> {
         if !self.row.state.has_vmm() {
-            return Ok(());
+            return Ok(false);
         }
         let pool = self.pool().await?;
         let port = self.agent.port_of(&self.tenant, &self.row, self.ip, &pool);
         self.agent.hands.admit(self.agent.network_of(&self.tenant), port).await.map_err(failed)?;
-        let Some(session) = &self.session else { return Ok(()) };
+        let Some(session) = &self.session else { return Ok(false) };
         let update = self.update_message().await?;
         session.ask(&update, "Update", REFRESHED).await.map_err(failed)?;
-        Ok(())
+        Ok(true)
     }
 
     /// Its pool as it is wanted now.

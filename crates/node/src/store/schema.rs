@@ -4,7 +4,14 @@ use rusqlite_migration::{M, Migrations};
 
 /// Every step from an empty file to this version.
 pub fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST_LIGHT), M::up(CLONES), M::up(DOOMED_POOLS), M::up(USERS), M::up(TIMERS)])
+    Migrations::new(vec![
+        M::up(FIRST_LIGHT),
+        M::up(CLONES),
+        M::up(DOOMED_POOLS),
+        M::up(USERS),
+        M::up(TIMERS),
+        M::up(SECRETS_FROM_FILES),
+    ])
 }
 
 const FIRST_LIGHT: &str = "
@@ -137,6 +144,13 @@ CREATE TABLE users (
 const TIMERS: &str = "
 -- When its workload wants to be woken, in seconds since 1970, as it said when it last fell asleep.
 ALTER TABLE instances ADD COLUMN wake_at INTEGER;
+";
+
+const SECRETS_FROM_FILES: &str = "
+-- When its value was last another, in seconds since 1970; not known of those that are older than this column.
+ALTER TABLE secrets ADD COLUMN set_at INTEGER;
+-- The file that it was read from, by whoever gave it: what a rotation reads again.
+ALTER TABLE secrets ADD COLUMN file TEXT;
 ";
 
 #[cfg(test)]

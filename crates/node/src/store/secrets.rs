@@ -14,6 +14,10 @@ pub struct SealedRow {
     pub key: String,
     /// Its sealed value.
     pub sealed: Vec<u8>,
+    /// When its value was last another, in seconds since 1970, where that is known.
+    pub set_at: Option<u64>,
+    /// The file that it was read from by whoever gave it, where it was one.
+    pub file: Option<String>,
 }
 
 /// Replaces all of a tenant's secrets.
@@ -21,8 +25,8 @@ pub fn replace_secrets(tx: &Transaction<'_>, tenant: &TenantId, secrets: &[Seale
     tx.execute("DELETE FROM secrets WHERE tenant = ?1", [tenant.as_str()])?;
     for row in secrets {
         tx.execute(
-            "INSERT INTO secrets (tenant, scope, key, sealed) VALUES (?1, ?2, ?3, ?4)",
-            params![tenant.as_str(), row.scope, row.key, row.sealed],
+            "INSERT INTO secrets (tenant, scope, key, sealed, set_at, file) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![tenant.as_str(), row.scope, row.key, row.sealed, row.set_at, row.file],
         )?;
     }
     Ok(())
@@ -30,11 +34,14 @@ pub fn replace_secrets(tx: &Transaction<'_>, tenant: &TenantId, secrets: &[Seale
 
 /// A tenant's secrets, sealed.
 pub fn secrets(tx: &Transaction<'_>, tenant: &TenantId) -> Sql<Vec<SealedRow>> {
-    tx.prepare_cached("SELECT scope, key, sealed FROM secrets WHERE tenant = ?1 ORDER BY scope, key")?
-        .query_map([tenant.as_str()], |row| {
-            Ok(SealedRow { scope: row.get(0)?, key: row.get(1)?, sealed: row.get(2)? })
-        })?
-        .collect()
+    tx.prepare_cached(
+        "SELECT scope, key, sealed, set_at, file FROM secrets WHERE tenant = ?1 ORDER BY scope, key",
+    )?
+    .query_map([tenant.as_str()], |row| {
+        let (scope, key, sealed) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(SealedRow { scope, key, sealed, set_at: row.get(3)?, file: row.get(4)? })
+    })?
+    .collect()
 }
 
 /// A tenant's wrapped data key.
