@@ -45,14 +45,14 @@ fn everything_that_a_manifest_says_can_be_said_by_commands() {
     let said = run(
         &lab,
         "pool update alice/workers --mem-mib 192 --data-disk-mib 16 --graceful-shutdown-seconds 4 --sleeping 0 \
-        --snapshot-compression lz4 --spares 0 --profile minimal --image minimal",
+        --snapshot-compression lz4 --spares 0 --sleep-after-seconds 9 --profile minimal --image minimal",
     );
     for how in
         ["resources changed", "runtime policy changed", "snapshot compression changed", "spares changed"]
     {
         assert!(said.contains(&format!("alice/workers: {how}")), "{said}");
     }
-    assert!(said.contains("alice: 4 changes made"), "{said}");
+    assert!(said.contains("alice: 5 changes made"), "{said}");
     run(
         &lab,
         "tenant update alice --max-vcpus 8 -p 8080:gateways:80 -p 0.0.0.0:9090:gateways:80 --route \
