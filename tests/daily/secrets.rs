@@ -68,6 +68,17 @@ fn secrets_reach_machines_that_run_and_that_sleep_and_rotate_out_of_their_files(
     assert!(said.contains("nothing was changed"), "{said}");
     assert_eq!((lab.json(&LIST), has(&lab)), (before, values[3].clone()));
 
+    // Nor does one that its service does not take, unless that is not asked.
+    let bot = lab.file("bot", "no token");
+    let mut set_bot =
+        vec!["tenant", "secrets", "set", "alice", "telegram_token", "--file", bot.to_str().unwrap()];
+    let said = lab.mvm_fails(&set_bot);
+    assert!(said.contains("telegram_token: this is not a bot's token"), "{said}");
+    assert_eq!(lab.json(&LIST).as_array().unwrap().len(), 1);
+    set_bot.push("--offline");
+    lab.mvm(&set_bot);
+    assert_eq!(lab.exec(POOL, &["cat", "/run/secrets/telegram/TELEGRAM_BOT_TOKEN"]), "no token");
+
     // A machine that hangs is named, and takes it when it is done again.
     let pid = u32::try_from(lab.info(POOL)["pid"].as_u64().unwrap()).unwrap();
     let last = lab.file("last", &values[4]);
@@ -75,7 +86,7 @@ fn secrets_reach_machines_that_run_and_that_sleep_and_rotate_out_of_their_files(
     let said = lab.mvm_fails(&set(&last, &[]));
     thaw(pid);
     assert!(said.contains(&lab.instances(POOL)[0]) && said.contains("what is set stays set"), "{said}");
-    lab.mvm(&rotate);
+    lab.mvm(&[&rotate[..], &["api_key"]].concat());
     assert_eq!(has(&lab), values[4]);
     let events = format!("{:?}", lab.json(&["events", "alice"]));
     assert!(events.contains("SecretsSet") && values.iter().all(|value| !events.contains(value)));

@@ -107,6 +107,6 @@ mod tests {
                 leaves += 1;
             }
         }
-        assert_eq!(leaves, 49);
+        assert_eq!(leaves, 52);
     }
 }

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use mvm_model::TenantId;
-use mvm_model::manifest::secret_named;
-use mvm_protocol::api::{Delivery, SecretInfo, SecretTaker, SecretValue, SecretsRequest, SecretsSet};
+use mvm_model::manifest::{name_of_secret, secret_named};
+use mvm_protocol::api::{
+    Delivery, SecretInfo, SecretTaker, SecretValue, SecretsRequest, SecretsSet, TenantInfo,
+};
 
+use crate::check;
 use crate::client::Client;
 use crate::clock;
 use crate::connection::Connection;
@@ -29,7 +32,8 @@ pub enum Secrets {
     },
     /// Set one secret, and hand it to the machines that are given it
     ///
-    /// Machines that run take it at once, the others when they run again. The other secrets stay.
+    /// Machines that run take it at once, the others when they run again. The other secrets stay. A key that its service does not
+    /// take changes nothing.
     Set {
         /// The tenant
         tenant: TenantId,
@@ -38,18 +42,24 @@ pub enum Secrets {
         /// The file with its value; - reads standard input
         #[arg(long, value_name = "FILE")]
         file: PathBuf,
+        /// Do not ask Telegram and Anthropic whether they take it
+        #[arg(long)]
+        offline: bool,
         /// How to write the result
         #[command(flatten)]
         output: Output,
     },
     /// Read secrets again out of the files that they came from, and hand those that changed to the machines that are given them
     ///
-    /// Nothing is changed where no file has changed, or one cannot be read.
+    /// Nothing is changed where no file has changed, one cannot be read, or a service does not take its key.
     Rotate {
         /// The tenant
         tenant: TenantId,
         /// Only these, as in a manifest [default: all that came out of files]
         name: Vec<String>,
+        /// Do not ask Telegram and Anthropic whether they take them
+        #[arg(long)]
+        offline: bool,
         /// How to write the result
         #[command(flatten)]
         output: Output,
@@ -67,14 +77,21 @@ impl Secrets {
                 let secrets = all(&connection.agent().await?, &tenant).await?;
                 output.show(&secrets, |secrets| listing(secrets))?;
             }
-            Secrets::Set { tenant, name, file, output } => {
+            Secrets::Set { tenant, name, file, offline, output } => {
                 let secret = read(&name, &file)?;
+                let secrets = vec![secret];
                 let client = connection.agent().await?;
-                give(&client, &tenant, vec![secret], output, "the value is as it was").await?;
+                if !offline {
+                    ask_services(&client, &tenant, &secrets).await?;
+                }
+                give(&client, &tenant, secrets, output, "the value is as it was").await?;
             }
-            Secrets::Rotate { tenant, name: names, output } => {
+            Secrets::Rotate { tenant, name: names, offline, output } => {
                 let client = connection.agent().await?;
                 let secrets = read_again(&tenant, &all(&client, &tenant).await?, &names)?;
+                if !offline {
+                    ask_services(&client, &tenant, &secrets).await?;
+                }
                 give(&client, &tenant, secrets, output, "the files have the values that are set").await?;
             }
         }
@@ -136,6 +153,18 @@ fn one_again(tenant: &TenantId, info: &SecretInfo) -> Result<SecretValue, Failur
     let (scope, key) = secret.split_once('/').unwrap_or(("", secret));
     sources::secret(scope, key, Path::new(file))
         .map_err(|why| Failure::NotDone(format!("{name} ({secret}): {why}; nothing was changed")))
+}
+
+/// Before anything is changed: whether the services outside take those that they are asked about.
+async fn ask_services(client: &Client, tenant: &TenantId, secrets: &[SecretValue]) -> Result<(), Failure> {
+    let info: TenantInfo = client.get(&format!("/v1/tenants/{tenant}")).await?;
+    let asked = check::all(secrets.to_vec(), info.endpoints).await;
+    asked.map(|_| ()).map_err(|rejected| {
+        let secret = secrets.iter().find(|secret| secret.scope == rejected.scope);
+        let name = secret.and_then(|secret| name_of_secret(&secret.scope, &secret.key));
+        let name = name.unwrap_or(rejected.scope);
+        Failure::NotDone(format!("{name}: {}; nothing was changed", rejected.why))
+    })
 }
 
 /// Has these set and handed over, and says what came of it.

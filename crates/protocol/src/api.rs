@@ -56,7 +56,8 @@ use std::net::Ipv4Addr;
 
 use mvm_model::manifest::{Change, Deployment, Difference, Publish};
 use mvm_model::{
-    InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId, TenantSubnet,
+    Endpoints, InstanceId, InstanceState, MacAddr, NetId, PoolId, PoolSpec, Quotas, Role, Route, TenantId,
+    TenantSubnet,
 };
 use serde::{Deserialize, Serialize};
 
@@ -317,6 +318,8 @@ pub struct TenantInfo {
     pub routes: Vec<Route>,
     /// Names of its secrets, as `scope/KEY`.
     pub secrets: Vec<String>,
+    /// Where the services outside are for it.
+    pub endpoints: Endpoints,
     /// Since when, in seconds since 1970.
     pub created_at: u64,
 }

@@ -67,6 +67,7 @@ pub async fn info(State(agent): Shared, Path(id): Path<String>) -> Result<Json<T
         publish: row.publish,
         routes: row.routes.routes,
         secrets: secrets.iter().map(name_of).collect(),
+        endpoints: row.endpoints,
         created_at: row.created_at,
     }))
 }
