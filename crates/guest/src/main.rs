@@ -7,6 +7,7 @@ mod error;
 mod gateway;
 mod init;
 mod machine;
+mod openclaw;
 mod power;
 mod services;
 mod sys;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use mvm_model::service::{Prewarm, Service, ServiceUser};
+use mvm_model::service::{Adapter, Prewarm, Service, ServiceUser};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -288,6 +288,13 @@ impl Document {
             }
             if let Some(secret) = service.env_from_secrets.iter().find(|text| !is_secret(text)) {
                 return error("env_from_secrets", format!("`{secret}` is not of the form `scope/KEY`"));
+            }
+            let config = service.environment.get("OPENCLAW_CONFIG_PATH");
+            if service.adapter == Some(Adapter::OpenClaw)
+                && !config.is_some_and(|path| path.starts_with("/data/"))
+            {
+                let message = "OPENCLAW_CONFIG_PATH in its environment must name a file on /data";
+                return error("adapter", message.to_owned());
             }
             let Some(ready) = &service.ready else { continue };
             let checks = [ready.http.is_some(), ready.tcp.is_some(), ready.command.is_some()];

@@ -87,6 +87,17 @@ pub struct Service {
     /// When the service counts as ready; at once where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<Readiness>,
+    /// What the guest speaks with it beside starting it. Not written where absent, so that images without keep their digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
+}
+
+/// A program whose own ways of being configured, asked and suspended the guest knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Adapter {
+    /// `openclaw gateway run`: its config file is made from the machine's, at `OPENCLAW_CONFIG_PATH` of its environment.
+    OpenClaw,
 }
 
 /// When a service counts as ready.

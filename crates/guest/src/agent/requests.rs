@@ -9,7 +9,7 @@ use mvm_protocol::{PROTOCOL_VERSION, Stream};
 
 use super::{copy, exec, forward, logs, session};
 use crate::error::Result;
-use crate::machine::{Machine, clock, data};
+use crate::machine::{Machine, clock};
 
 /// Answers the requests of one stream, one after another.
 pub(super) async fn serve(mut stream: Stream, machine: &Arc<Machine>) {
@@ -94,23 +94,20 @@ async fn try_answer(request: GuestRequest, machine: &Arc<Machine>) -> Result<Gue
                 Err(detail) => GuestReply::WakeAck { success: false, detail },
             }
         }
-        GuestRequest::SleepPrep { .. } => {
-            let (success, detail) = match blocking(data::flush).await {
-                Ok(()) => (true, String::new()),
-                Err(failure) => (false, failure.to_string()),
-            };
-            GuestReply::SleepPrepAck { success, detail, wake_at: None }
+        GuestRequest::SleepPrep { drain_timeout_secs } => {
+            let (machine, drain) = (Arc::clone(machine), Duration::from_secs(drain_timeout_secs.into()));
+            // To its end even if the session ends before: whoever is suspended must be known here.
+            let prepared = tokio::spawn(async move { machine.prepare_sleep(drain).await }).await;
+            prepared.unwrap_or_else(error)
         }
         GuestRequest::AdjustClock { clock } => {
             GuestReply::ClockAdjusted { offset_micros: clock::slew(clock)? }
         }
-        GuestRequest::WorkerStatus => machine.worker_status(),
+        GuestRequest::WorkerStatus => machine.worker_status().await,
         GuestRequest::IntegrationStatus => {
-            GuestReply::IntegrationStatusReport { integrations: Default::default() }
+            GuestReply::IntegrationStatusReport { integrations: machine.integrations().await }
         }
-        GuestRequest::CheckpointIntegrations { .. } => {
-            GuestReply::CheckpointResult { success: true, failed: Vec::new(), detail: String::new() }
-        }
+        GuestRequest::CheckpointIntegrations { integrations } => machine.checkpoint(&integrations).await,
         GuestRequest::Ping => GuestReply::Pong,
         GuestRequest::Exec { .. }
         | GuestRequest::Logs { .. }

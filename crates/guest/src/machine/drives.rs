@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use mvm_model::service::ServicesFile;
+use mvm_protocol::SecretBytes;
 use mvm_protocol::control::{ConfigFiles, MAX_UPDATE, SecretFiles};
 
 use super::places;
@@ -107,6 +108,16 @@ impl Drives {
             self.made = self.look().unwrap_or_default();
         }
         written.map(|_| true)
+    }
+
+    /// A config file's text.
+    pub(super) fn config(&self, name: &str) -> Option<&str> {
+        self.config.files.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// A secret.
+    pub(super) fn secret(&self, (scope, key): (&str, &str)) -> Option<&SecretBytes> {
+        self.secrets.files.as_ref()?.get(scope)?.get(key)
     }
 
     fn is_untouched(&self) -> bool {
@@ -271,7 +282,6 @@ fn write_file(path: &Path, mode: u32, owner: Option<u32>, content: &[u8]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mvm_protocol::SecretBytes;
     use std::collections::BTreeMap;
 
     fn config(text: &str) -> ConfigFiles {

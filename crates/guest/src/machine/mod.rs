@@ -9,6 +9,7 @@ pub mod places;
 mod prewarm;
 pub mod secrets;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use mvm_model::service::{SERVICES_PATH, ServicesFile};
 use mvm_model::{InstanceId, Role};
 use mvm_protocol::SecretBytes;
 use mvm_protocol::control::{
-    Clock, ConfigFiles, Generation, GuestReply, Identity, MachineConfig, SecretFiles, WorkerStatus,
+    Clock, ConfigFiles, Generation, GuestReply, Identity, IntegrationStatus, MachineConfig, SecretFiles,
+    WorkerStatus,
 };
 use tokio::sync::mpsc;
 
@@ -25,6 +27,7 @@ use crate::agent::{HostLink, StreamLimit};
 use crate::console::say;
 use crate::error::{Failure, Result};
 use crate::lock;
+use crate::openclaw;
 use crate::services::children::Children;
 use crate::services::supervisor::Supervisor;
 
@@ -41,6 +44,8 @@ pub struct Machine {
     pub streams: Arc<StreamLimit>,
     /// The session with the host.
     pub host: HostLink,
+    /// Where one of its services is OpenClaw.
+    openclaw: Option<openclaw::Worker>,
     prewarming: prewarm::Prewarming,
     generator: identity::Generator,
     /// Its network interface, where it was there at boot already.
@@ -76,8 +81,10 @@ impl Machine {
         identity::prepare()?;
         let (shutdown, requested) = mpsc::unbounded_channel();
         let children = Arc::new(Children::default());
+        let services = read_services();
         let machine = Self {
-            services: read_services(),
+            openclaw: openclaw::Worker::of(&services)?,
+            services,
             supervisor: Supervisor::new(Arc::clone(&children)),
             children,
             streams: Arc::default(),
@@ -178,7 +185,12 @@ impl Machine {
             Some(files) => role_of(files)?,
             None => None,
         };
-        let is_new = lock(&self.drives).replace(&self.services, config, secrets)?;
+        let mut drives = lock(&self.drives);
+        let is_new = drives.replace(&self.services, config, secrets)?;
+        if let (Some(openclaw), Some(config)) = (&self.openclaw, drives.config("config.json")) {
+            openclaw.configure(config, drives.secret(openclaw::TOKEN))?;
+        }
+        drop(drives);
         if let Some(role) = role {
             lock(&self.work).role = role;
             self.streams.set_gateway(role == Role::Gateway);
@@ -205,6 +217,9 @@ impl Machine {
             let reason = format!("generation {generation} was named, but the last Personalize had {current}");
             return Err(Failure::new("waking", reason));
         }
+        if let Some(openclaw) = &self.openclaw {
+            openclaw.resume().await;
+        }
         if cancelled {
             // Nothing was stopped for the sleep, so there is nothing to start.
             return Ok(Ok(()));
@@ -220,11 +235,64 @@ impl Machine {
         Ok(ready)
     }
 
-    /// Whether the workload has work. It cannot say so yet, so one that is ready counts as idle.
-    pub fn worker_status(&self) -> GuestReply {
-        let work = lock(&self.work);
-        let status = if work.is_ready { WorkerStatus::Idle } else { WorkerStatus::Starting };
+    /// Has the workload finish or park what it has in hand, within this, and brings everything to the disk.
+    pub async fn prepare_sleep(&self, drain: Duration) -> GuestReply {
+        let suspended = match &self.openclaw {
+            Some(openclaw) => openclaw.suspend(drain).await,
+            None => Ok(None),
+        };
+        let refused = |detail| GuestReply::SleepPrepAck { success: false, detail, wake_at: None };
+        let wake_at = match suspended {
+            Ok(wake_at) => wake_at,
+            Err(detail) => return refused(detail),
+        };
+        match tokio::task::spawn_blocking(data::flush).await {
+            Ok(Ok(())) => GuestReply::SleepPrepAck { success: true, detail: String::new(), wake_at },
+            Ok(Err(failure)) => refused(failure.to_string()),
+            Err(ended) => refused(ended.to_string()),
+        }
+    }
+
+    /// Whether the workload has work. One that cannot say so counts as idle when it is ready.
+    pub async fn worker_status(&self) -> GuestReply {
+        let activity = match &self.openclaw {
+            Some(openclaw) => Some(openclaw.activity().await),
+            None => None,
+        };
+        let mut work = lock(&self.work);
+        let status = match activity {
+            Some(activity) if activity.is_busy => {
+                work.last_busy_at = clock::now_seconds();
+                WorkerStatus::Busy
+            }
+            _ if work.is_ready => WorkerStatus::Idle,
+            _ => WorkerStatus::Starting,
+        };
+        let last_activity = activity.map_or(0, |activity| activity.last_activity);
+        work.last_busy_at = work.last_busy_at.max(last_activity);
         GuestReply::WorkerStatus { status, last_busy_at: work.last_busy_at }
+    }
+
+    /// The integrations that the workload knows, and how they are.
+    pub async fn integrations(&self) -> BTreeMap<String, IntegrationStatus> {
+        match &self.openclaw {
+            Some(openclaw) => openclaw.integrations().await,
+            None => BTreeMap::new(),
+        }
+    }
+
+    /// Whether the state of integrations is safe, so that a sleep loses none of it. OpenClaw keeps theirs on the data disk
+    /// as it takes each message, so those that it knows are.
+    pub async fn checkpoint(&self, names: &[String]) -> GuestReply {
+        let failed: Vec<String> = match &self.openclaw {
+            Some(openclaw) => {
+                let known = openclaw.integrations().await;
+                names.iter().filter(|name| !known.contains_key(*name)).cloned().collect()
+            }
+            None => Vec::new(),
+        };
+        let detail = if failed.is_empty() { "" } else { "OpenClaw has no such channel" };
+        GuestReply::CheckpointResult { success: failed.is_empty(), failed, detail: detail.to_owned() }
     }
 
     /// Asks for the end of the machine.

@@ -21,6 +21,7 @@ pub fn service() -> Service {
         secret_scopes: Vec::new(),
         env_from_secrets: Vec::new(),
         ready: None,
+        adapter: None,
     }
 }
 
