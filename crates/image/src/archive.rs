@@ -1,15 +1,22 @@
-//! Fetches pinned packages from the distribution's archives and keeps them by digest.
+//! Fetches pinned packages, of the distribution's archives and of npm's registry, and keeps them by digest.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::error::{At, Error, Result};
 use crate::flock::FileLock;
 use crate::lock::{Archive, LockedPackage};
+use crate::npm::{Integrity, NpmPackage};
 use crate::work::Workshop;
 use crate::{BuildStep, Digest, Progress};
+
+/// The most that is taken of a package whose size is not known, bytes.
+const LARGEST: u64 = 1 << 30;
 
 /// Where packages come from. Any server will do: packages are known by their digests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +27,8 @@ pub struct Mirrors {
     pub debian_security: String,
     /// The archive of everything there ever was; `MVM_DEBIAN_SNAPSHOT`.
     pub snapshot: String,
+    /// npm's registry; `MVM_NPM_REGISTRY`.
+    pub npm: String,
 }
 
 impl Mirrors {
@@ -33,6 +42,7 @@ impl Mirrors {
             debian: variable("MVM_DEBIAN_MIRROR", "http://deb.debian.org/debian"),
             debian_security: variable("MVM_DEBIAN_SECURITY_MIRROR", "http://deb.debian.org/debian-security"),
             snapshot: variable("MVM_DEBIAN_SNAPSHOT", "http://snapshot.debian.org/archive"),
+            npm: variable("MVM_NPM_REGISTRY", "https://registry.npmjs.org"),
         }
     }
 
@@ -44,16 +54,71 @@ impl Mirrors {
         }
     }
 
-    /// Where to look for a package, in this order.
-    fn addresses(&self, package: &LockedPackage, timestamp: &str) -> [String; 2] {
+    /// A package of the distribution.
+    pub(crate) fn deb(&self, package: &LockedPackage, timestamp: &str) -> Wanted {
         let name = match package.archive {
             Archive::Debian => "debian",
             Archive::DebianSecurity => "debian-security",
         };
-        [
-            format!("{}/{}", self.root(package.archive), package.path),
-            format!("{}/{name}/{timestamp}/{}", self.snapshot, package.path),
-        ]
+        Wanted {
+            name: package.name.clone(),
+            version: package.version.clone(),
+            file: format!("{}.deb", package.sha256),
+            size: Some(package.size),
+            digest: Expected::Sha256(package.sha256),
+            addresses: vec![
+                format!("{}/{}", self.root(package.archive), package.path),
+                format!("{}/{name}/{timestamp}/{}", self.snapshot, package.path),
+            ],
+        }
+    }
+
+    /// A package of npm's registry.
+    pub(crate) fn npm(&self, package: &NpmPackage) -> Wanted {
+        let NpmPackage { name, version, integrity, .. } = package;
+        let base = name.rsplit('/').next().unwrap_or(name);
+        Wanted {
+            name: name.clone(),
+            version: version.clone(),
+            file: format!("{integrity}.tgz"),
+            size: None,
+            digest: Expected::Sha512(*integrity),
+            addresses: vec![format!("{}/{name}/-/{base}-{version}.tgz", self.npm)],
+        }
+    }
+}
+
+/// A package that a build needs.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    name: String,
+    version: String,
+    /// Its file in the cache.
+    file: String,
+    /// Bytes, where that is known.
+    size: Option<u64>,
+    digest: Expected,
+    /// Where to look for it, in this order.
+    addresses: Vec<String>,
+}
+
+/// What a package is known by.
+#[derive(Debug)]
+enum Expected {
+    Sha256(Digest),
+    Sha512(Integrity),
+}
+
+impl Wanted {
+    fn is_intact(&self, path: &Path) -> bool {
+        let has_size = |size| fs::metadata(path).is_ok_and(|found| found.len() == size);
+        self.size.is_none_or(has_size)
+            && match &self.digest {
+                Expected::Sha256(expected) => {
+                    Digest::of_file(path).is_ok_and(|(digest, _)| digest == *expected)
+                }
+                Expected::Sha512(expected) => Integrity::of_file(path).is_ok_and(|found| found == *expected),
+            }
     }
 }
 
@@ -61,27 +126,21 @@ impl Mirrors {
 #[derive(Debug)]
 pub(crate) struct PackageCache {
     folder: PathBuf,
-    mirrors: Mirrors,
     work: Workshop,
     agent: ureq::Agent,
 }
 
 impl PackageCache {
-    pub(crate) fn open(folder: PathBuf, mirrors: Mirrors, work: Workshop) -> Result<Self> {
+    pub(crate) fn open(folder: PathBuf, work: Workshop) -> Result<Self> {
         fs::create_dir_all(&folder).at(&folder)?;
-        Ok(Self { folder, mirrors, work, agent: http_agent() })
+        Ok(Self { folder, work, agent: http_agent() })
     }
 
     /// Makes sure that every package is here, and gives their paths.
-    pub(crate) fn fetch_all(
-        &self,
-        packages: &[LockedPackage],
-        timestamp: &str,
-        progress: Progress<'_>,
-    ) -> Result<Vec<PathBuf>> {
+    pub(crate) fn fetch_all(&self, packages: &[Wanted], progress: Progress<'_>) -> Result<Vec<PathBuf>> {
         let of = packages.len();
-        let fetch = |(index, package): (usize, &LockedPackage)| {
-            self.fetch(package, timestamp, &|bytes| {
+        let fetch = |(index, package): (usize, &Wanted)| {
+            self.fetch(package, &|bytes| {
                 progress(BuildStep::Fetch {
                     package: package.name.clone(),
                     number: index + 1,
@@ -94,18 +153,19 @@ impl PackageCache {
         packages.iter().enumerate().map(fetch).collect()
     }
 
-    fn fetch(&self, package: &LockedPackage, timestamp: &str, received: &dyn Fn(u64)) -> Result<PathBuf> {
-        let path = self.folder.join(format!("{}.deb", package.sha256));
-        let _lock = FileLock::exclusive(&self.folder.join(format!("{}.lock", package.sha256)))?;
-        if is_intact(&path, package) {
-            received(package.size);
+    fn fetch(&self, package: &Wanted, received: &dyn Fn(u64)) -> Result<PathBuf> {
+        let path = self.folder.join(&package.file);
+        let lock = path.with_extension("lock");
+        let _lock = FileLock::exclusive(&lock)?;
+        if package.is_intact(&path) {
+            received(fs::metadata(&path).at(&path)?.len());
             return Ok(path);
         }
         let work = self.work.begin()?;
         let part = work.join("package");
         let mut reasons = Vec::new();
-        for address in self.mirrors.addresses(package, timestamp) {
-            match self.download(&address, package, &part, received) {
+        for address in &package.addresses {
+            match self.download(address, package, &part, received) {
                 Ok(()) => {
                     fs::rename(&part, &path).at(&path)?;
                     return Ok(path);
@@ -124,14 +184,14 @@ impl PackageCache {
     fn download(
         &self,
         address: &str,
-        package: &LockedPackage,
+        package: &Wanted,
         part: &Path,
         received: &dyn Fn(u64),
     ) -> Result<(), DownloadError> {
         received(0);
         let mut response = self.agent.get(address).call()?;
         // One byte more than expected is enough to know that it is something else.
-        let mut body = response.body_mut().as_reader().take(package.size + 1);
+        let mut body = response.body_mut().as_reader().take(package.size.unwrap_or(LARGEST) + 1);
         let mut file = File::create(part)?;
         let mut buffer = vec![0; 1 << 16];
         let mut length = 0;
@@ -142,9 +202,9 @@ impl PackageCache {
             }
             file.write_all(&buffer[..read])?;
             length += read as u64;
-            received(length.min(package.size));
+            received(length);
         }
-        if !is_intact(part, package) {
+        if !package.is_intact(part) {
             return Err(DownloadError::Different);
         }
         Ok(file.sync_all()?)
@@ -157,24 +217,23 @@ enum DownloadError {
     Http(#[from] ureq::Error),
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("has another size or SHA-256 than the lock says")]
+    #[error("has another size or digest than the lock says")]
     Different,
 }
 
-fn is_intact(path: &Path, package: &LockedPackage) -> bool {
-    let has_size = File::open(path)
-        .and_then(|file| file.metadata())
-        .is_ok_and(|metadata| metadata.len() == package.size);
-    has_size && Digest::of_file(path).is_ok_and(|(digest, _)| digest == package.sha256)
-}
-
-/// Without TLS: what comes is checked by digest (packages) or signature (indexes). Proxies are taken
-/// from the environment.
+/// What comes is checked by digest (packages) or signature (indexes): TLS, with the system's certificates, is for servers
+/// that want it. Proxies are taken from the environment.
 fn http_agent() -> ureq::Agent {
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(RootCerts::PlatformVerifier)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .build();
     ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
         .timeout_recv_body(Some(Duration::from_secs(900)))
+        .tls_config(tls)
         .user_agent(concat!("mvm/", env!("CARGO_PKG_VERSION")))
         .build()
         .into()
@@ -215,14 +274,18 @@ mod tests {
         (address, asked)
     }
 
-    fn cache(folder: &Path, server: SocketAddr) -> PackageCache {
-        let mirrors = Mirrors {
+    fn mirrors(server: SocketAddr) -> Mirrors {
+        Mirrors {
             debian: format!("http://{server}/debian"),
             debian_security: format!("http://{server}/security"),
             snapshot: format!("http://{server}/snapshot"),
-        };
+            npm: format!("http://{server}/npm"),
+        }
+    }
+
+    fn cache(folder: &Path) -> PackageCache {
         let work = Workshop::open(folder.join("work")).unwrap();
-        PackageCache::open(folder.join("packages"), mirrors, work).unwrap()
+        PackageCache::open(folder.join("packages"), work).unwrap()
     }
 
     fn package() -> LockedPackage {
@@ -246,8 +309,9 @@ mod tests {
         ]
         .into();
         let (server, asked) = serve(files);
-        let cache = cache(folder.path(), server);
-        let fetch = || cache.fetch_all(&[package()], "20260101T000000Z", &|_| ()).unwrap();
+        let cache = cache(folder.path());
+        let wanted = [mirrors(server).deb(&package(), "20260101T000000Z")];
+        let fetch = || cache.fetch_all(&wanted, &|_| ()).unwrap();
         let paths = fetch();
         assert_eq!(fs::read(&paths[0]).unwrap(), b"content");
         assert_eq!(fetch(), paths);
@@ -258,12 +322,34 @@ mod tests {
     }
 
     #[test]
+    fn a_package_of_npm_is_known_by_its_integrity() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = folder.path().join("content");
+        fs::write(&content, "content").unwrap();
+        let package = NpmPackage {
+            path: "node_modules/@a/b".into(),
+            name: "@a/b".to_owned(),
+            version: "1.0.0".to_owned(),
+            integrity: Integrity::of_file(&content).unwrap(),
+            programs: Vec::new(),
+        };
+        let (server, _) = serve([("/npm/@a/b/-/b-1.0.0.tgz", &b"content"[..])].into());
+        let cache = cache(folder.path());
+        let paths = cache.fetch_all(&[mirrors(server).npm(&package)], &|_| ()).unwrap();
+        assert_eq!(fs::read(&paths[0]).unwrap(), b"content");
+        let (server, _) = serve([("/npm/@a/b/-/b-1.0.0.tgz", &b"CONTENT"[..])].into());
+        fs::remove_file(&paths[0]).unwrap();
+        assert!(cache.fetch_all(&[mirrors(server).npm(&package)], &|_| ()).is_err());
+    }
+
+    #[test]
     fn what_no_archive_has_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let (server, _) = serve([("/debian/pool/app.deb", &b"content and more"[..])].into());
-        let error = cache(folder.path(), server).fetch_all(&[package()], "t", &|_| ()).unwrap_err();
+        let wanted = [mirrors(server).deb(&package(), "t")];
+        let error = cache(folder.path()).fetch_all(&wanted, &|_| ()).unwrap_err();
         let text = error.to_string();
-        for part in ["app 1", "another size or SHA-256", "404", "scripts/update-locks"] {
+        for part in ["app 1", "another size or digest", "404", "scripts/update-locks"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         let left = fs::read_dir(folder.path().join("packages")).unwrap();

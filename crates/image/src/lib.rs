@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`recipe`], [`lock`], [`source`] | read what an image is made of |
 //! | [`archive`] | fetches packages |
-//! | `deb`, `tree`, `rootfs` | unpack them into a root, and pack that |
+//! | `deb`, `npm`, `tree`, `rootfs` | unpack them into a root, and pack that |
 //! | `kernel`, `modules`, `initrd` | make what a machine boots |
 //! | `cache`, `work`, [`store`] | keep parts and revisions |
 //! | [`disk`] | data disks |
@@ -27,6 +27,7 @@ mod initrd;
 mod kernel;
 pub mod lock;
 mod modules;
+mod npm;
 pub mod recipe;
 pub mod requirements;
 mod rootfs;
@@ -58,8 +59,8 @@ pub enum BuildStep {
         of: usize,
         /// What has come of it, bytes.
         bytes: u64,
-        /// Its size, bytes.
-        total_bytes: u64,
+        /// Its size where that is known, bytes.
+        total_bytes: Option<u64>,
     },
     /// Making the kernel and its modules ready.
     Kernel,

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 /// The file name of a lock, beside its recipe.
 pub const LOCK_FILE: &str = "image.lock";
 
+/// The file name of npm's own lock, beside a recipe that asks for packages of npm.
+pub const NPM_LOCK_FILE: &str = "package-lock.json";
+
 /// The version of the format that this program reads and writes.
 pub const LOCK_VERSION: u32 = 1;
 

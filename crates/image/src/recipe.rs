@@ -8,6 +8,8 @@ use mvm_model::service::{Adapter, Prewarm, Service, ServiceUser};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::npm;
+
 /// The file name of a recipe in its folder.
 pub const RECIPE_FILE: &str = "image.toml";
 
@@ -40,6 +42,8 @@ pub struct Recipe {
     pub packages: Vec<String>,
     /// Folders of the image whose Python sources are compiled ahead.
     pub python_bytecode: Vec<PathBuf>,
+    /// What it asks of npm.
+    pub npm: Option<Npm>,
     /// Files copied from the recipe's folder.
     pub files: Vec<FileEntry>,
     /// Symbolic links.
@@ -50,6 +54,21 @@ pub struct Recipe {
     pub services: Vec<Service>,
     /// What warms up a machine before others are cloned from it.
     pub prewarm: Option<Spanned<Prewarm>>,
+}
+
+/// Packages of npm, which come to `/usr/lib/node_modules` with all that they depend on by the lock. Their install scripts
+/// are not run.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Npm {
+    /// Each as `name@version`.
+    pub packages: Vec<String>,
+    /// Patterns of paths below `node_modules` that are left out: files, or folders with all that is in them.
+    #[serde(default)]
+    pub prune: Vec<String>,
+    /// Programs below `node_modules` that lose what only debuggers read of them.
+    #[serde(default)]
+    pub strip: Vec<PathBuf>,
 }
 
 /// A file copied from the recipe's folder into the root.
@@ -101,6 +120,8 @@ impl LinkEntry {
 struct Document {
     image: ImageTable,
     #[serde(default)]
+    npm: Option<Spanned<Npm>>,
+    #[serde(default)]
     files: Vec<FileEntry>,
     #[serde(default)]
     links: Vec<LinkEntry>,
@@ -142,6 +163,7 @@ impl Recipe {
             base: document.image.base,
             packages: unspanned(document.image.packages),
             python_bytecode: unspanned(document.image.python_bytecode),
+            npm: document.npm.map(Spanned::into_inner),
             files: document.files,
             links: document.links,
             users: unspanned(document.users),
@@ -196,6 +218,7 @@ impl Place<'_> {
 impl Document {
     fn check(&self, place: Place<'_>) -> Result<(), RecipeError> {
         self.check_image(place)?;
+        self.check_npm(place)?;
         self.check_files(place)?;
         self.check_users(place)?;
         self.check_services(place)?;
@@ -216,6 +239,24 @@ impl Document {
         for folder in python_bytecode {
             check_target(folder.get_ref())
                 .map_err(|message| place.error(folder.span(), "image.python_bytecode".into(), message))?;
+        }
+        Ok(())
+    }
+
+    fn check_npm(&self, place: Place<'_>) -> Result<(), RecipeError> {
+        let Some(spanned) = &self.npm else { return Ok(()) };
+        let Npm { packages, prune, strip } = spanned.get_ref();
+        let error =
+            |field: &str, message: String| Err(place.error(spanned.span(), format!("npm.{field}"), message));
+        if let Some(package) = packages.iter().find(|package| npm::exact(package).is_none()) {
+            return error("packages", format!("`{package}` is not of the form `name@1.2.3`"));
+        }
+        if let Some((pattern, reason)) = npm::bad_pattern(prune) {
+            return error("prune", format!("`{pattern}`: {reason}"));
+        }
+        let is_inside = |path: &PathBuf| path.components().all(|part| matches!(part, Component::Normal(_)));
+        if let Some(path) = strip.iter().find(|path| !is_inside(path)) {
+            return error("strip", format!("`{}` is no path below node_modules", path.display()));
         }
         Ok(())
     }

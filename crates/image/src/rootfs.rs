@@ -12,7 +12,7 @@ use mvm_model::service::{SERVICES_PATH, ServicesFile};
 use crate::error::{At, Result, malformed};
 use crate::source::RootSpec;
 use crate::tree::Tree;
-use crate::{BuildStep, Progress, deb, tool};
+use crate::{BuildStep, Progress, deb, npm, tool};
 
 /// Raised whenever the same [`RootSpec`] gives another file.
 pub(crate) const FORMAT: u32 = 1;
@@ -25,8 +25,8 @@ const FILE_SYSTEM_UUID: &str = "6d766d00-726f-4f74-8000-000000000001";
 /// Where the C library looks first; packages for other machines are not built.
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
-/// Builds the erofs file `out`, with the packages' files given in the order of `spec`; `work` is an
-/// empty folder for the tree.
+/// Builds the erofs file `out`, with the packages' files given in the order of `spec`, npm's last; `work` is
+/// an empty folder for the tree.
 pub(crate) fn build(
     spec: &RootSpec,
     packages: &[PathBuf],
@@ -36,9 +36,22 @@ pub(crate) fn build(
 ) -> Result<()> {
     let tree = Tree::new(work);
     add_skeleton(&tree)?;
-    for (index, (package, file)) in spec.packages.iter().zip(packages).enumerate() {
-        progress(BuildStep::Unpack { package: package.name.clone(), number: index + 1, of: packages.len() });
+    let of = packages.len();
+    let unpacking = |index, package: &str| {
+        progress(BuildStep::Unpack { package: package.to_owned(), number: index + 1, of });
+    };
+    let mut files = packages.iter().enumerate();
+    for (package, (index, file)) in spec.packages.iter().zip(files.by_ref().take(spec.packages.len())) {
+        unpacking(index, &package.name);
         tree.unpack(&package.name, deb::open(file)?)?;
+    }
+    if let Some(npm) = &spec.npm {
+        let prune = npm::Prune::new(&npm.prune)?;
+        for (package, (index, file)) in npm.packages.iter().zip(files) {
+            unpacking(index, &package.name);
+            npm::unpack(&tree, package, file, &prune)?;
+        }
+        npm.strip.iter().try_for_each(|program| npm::strip(&tree, program))?;
     }
     add_accounts(&tree, &spec.services)?;
     add_system_files(&tree, &spec.services)?;

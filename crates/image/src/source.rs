@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::error::{At, Error, Result};
-use crate::lock::{LOCK_FILE, Lock, LockedPackage};
+use crate::lock::{LOCK_FILE, Lock, LockedPackage, NPM_LOCK_FILE};
+use crate::npm::{self, NpmPackage};
 use crate::recipe::{RECIPE_FILE, Recipe, RecipeError};
 
 /// The recipes inside the program: recipe, file, content.
@@ -103,6 +104,17 @@ pub(crate) struct RootSpec {
     pub(crate) links: Vec<RootLink>,
     pub(crate) python_bytecode: Vec<PathBuf>,
     pub(crate) services: ServicesFile,
+    /// Not written where absent, so that roots without keep their digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) npm: Option<NpmRoot>,
+}
+
+/// What of a root is npm's.
+#[derive(Debug, Serialize)]
+pub(crate) struct NpmRoot {
+    pub(crate) packages: Vec<NpmPackage>,
+    pub(crate) prune: Vec<String>,
+    pub(crate) strip: Vec<PathBuf>,
 }
 
 /// A file of a recipe's own.
@@ -149,6 +161,7 @@ impl Plan {
                 links: links(&layers),
                 python_bytecode: layers.iter().flat_map(|(_, r)| r.python_bytecode.clone()).collect(),
                 services: services(&layers)?,
+                npm: npm_root(&layers)?,
             },
         })
     }
@@ -161,6 +174,19 @@ impl Plan {
 pub fn requested_packages(source: &ImageSource) -> Result<Vec<String>> {
     let layers = layers(Folder::open(source)?)?;
     let mut names: Vec<_> = layers.into_iter().flat_map(|(_, recipe)| recipe.packages).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The packages of npm, as `name@version`, that a recipe and those that it builds on ask for, in order.
+///
+/// # Errors
+/// Where one of the recipes is wrong.
+pub fn requested_npm_packages(source: &ImageSource) -> Result<Vec<String>> {
+    let layers = layers(Folder::open(source)?)?;
+    let tables = layers.into_iter().filter_map(|(_, recipe)| recipe.npm);
+    let mut names: Vec<_> = tables.flat_map(|npm| npm.packages).collect();
     names.sort();
     names.dedup();
     Ok(names)
@@ -198,6 +224,25 @@ fn check_packages(layers: &[Layer], lock: &Lock, lock_file: &Path) -> Result<()>
             reason: format!("the package `{name}` of the recipe is not in it"),
         }),
     }
+}
+
+/// What the highest recipe's lock has of npm, where any recipe asks for something.
+fn npm_root(layers: &[Layer]) -> Result<Option<NpmRoot>> {
+    let tables: Vec<_> = layers.iter().filter_map(|(_, recipe)| recipe.npm.as_ref()).collect();
+    let Some((folder, _)) = layers.last().filter(|_| !tables.is_empty()) else { return Ok(None) };
+    let file = folder.place(NPM_LOCK_FILE);
+    let text = match folder.read(Path::new(NPM_LOCK_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::Lock { file, reason: "is missing".to_owned() });
+        }
+        read => read.at(&file)?,
+    };
+    let requested: Vec<_> = tables.iter().flat_map(|npm| &npm.packages).map(String::as_str).collect();
+    Ok(Some(NpmRoot {
+        packages: npm::locked(&file, &text, &requested)?,
+        prune: tables.iter().flat_map(|npm| npm.prune.clone()).collect(),
+        strip: tables.iter().flat_map(|npm| npm.strip.clone()).collect(),
+    }))
 }
 
 fn files(layers: &[Layer]) -> Result<Vec<RootFile>> {
@@ -262,6 +307,14 @@ fn services(layers: &[Layer]) -> Result<ServicesFile, RecipeError> {
 mod tests {
     use super::*;
     use mvm_model::service::ReseedSignal;
+
+    #[test]
+    fn every_built_in_image_is_complete() {
+        for name in ImageSource::built_in() {
+            let plan = Plan::load(&ImageSource::BuiltIn(name.to_owned())).unwrap();
+            assert_eq!(plan.image, name);
+        }
+    }
 
     #[test]
     fn a_prewarm_comes_to_the_services() {

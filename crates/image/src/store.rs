@@ -88,6 +88,7 @@ pub struct ImageStore {
     root: PathBuf,
     cache: PartCache,
     packages: PackageCache,
+    mirrors: Mirrors,
     work: Workshop,
 }
 
@@ -102,11 +103,11 @@ impl ImageStore {
             fs::create_dir_all(&folder).at(&folder)?;
         }
         let work = Workshop::open(cache.join("work"))?;
-        let mirrors = Mirrors::from_environment();
         Ok(Self {
             root: root.to_owned(),
             cache: PartCache::open(cache, work.clone())?,
-            packages: PackageCache::open(cache.join("packages"), mirrors, work.clone())?,
+            packages: PackageCache::open(cache.join("packages"), work.clone())?,
+            mirrors: Mirrors::from_environment(),
             work,
         })
     }
@@ -236,8 +237,8 @@ impl ImageStore {
         if let (Some(kernel), Some(modules)) = (self.cache.find(kernel_key), self.cache.find(&modules_key)) {
             return Ok((kernel, modules));
         }
-        let package = std::slice::from_ref(&plan.kernel);
-        let files = self.packages.fetch_all(package, &plan.timestamp, progress)?;
+        let package = self.mirrors.deb(&plan.kernel, &plan.timestamp);
+        let files = self.packages.fetch_all(&[package], progress)?;
         progress(BuildStep::Kernel);
         let (bzimage, modules) = read_kernel_package(&plan.kernel, &files)?;
         let elf = kernel::elf_from_bzimage(&bzimage)?;
@@ -255,7 +256,9 @@ impl ImageStore {
         if let Some(part) = self.cache.find(&key) {
             return Ok(part);
         }
-        let packages = self.packages.fetch_all(&plan.root.packages, &plan.timestamp, progress)?;
+        let debs = plan.root.packages.iter().map(|package| self.mirrors.deb(package, &plan.timestamp));
+        let npm = plan.root.npm.iter().flat_map(|npm| &npm.packages).map(|package| self.mirrors.npm(package));
+        let packages = self.packages.fetch_all(&debs.chain(npm).collect::<Vec<_>>(), progress)?;
         let work = self.work.begin()?;
         let (tree, out) = (work.join("tree"), work.join("rootfs"));
         fs::create_dir(&tree).at(&tree)?;

@@ -1,8 +1,10 @@
-//! Writes the `image.lock` of recipes anew, from what Debian 12's archives have now.
+//! Writes the `image.lock` of recipes anew, from what Debian 12's archives have now, and npm's own lock beside it where a
+//! recipe asks for packages of npm, from what its registry has now.
 //!
 //! `scripts/update-locks` runs it. Arguments: recipes' folders.
 
 mod index;
+mod npm;
 mod resolve;
 mod version;
 
@@ -41,6 +43,7 @@ fn update(recipes: &[PathBuf]) -> Result<()> {
     let index = Index::fetch(&Mirrors::from_environment())?;
     let timestamp = now()?;
     for recipe in recipes {
+        npm::update(recipe)?;
         let file = recipe.join(LOCK_FILE);
         let lock = lock(&index, recipe, &timestamp).map_err(|e| format!("{}: {e}", file.display()))?;
         if read(&file).is_some_and(|old| old.packages == lock.packages && old.kernel == lock.kernel) {
