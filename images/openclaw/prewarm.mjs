@@ -11,6 +11,7 @@ const PATIENCE_MS = 420_000;
 const folder = mkdtempSync("/tmp/prewarm-");
 const config = {
   gateway: { mode: "local", bind: "loopback", port: PORT, auth: { mode: "none" }, controlUi: { enabled: false } },
+  logging: { file: `${folder}/openclaw.log` },
   plugins: {
     allow: ["admin-http-rpc", "anthropic", "memory-core", "telegram"],
     entries: { "admin-http-rpc": { enabled: true } },
@@ -23,6 +24,7 @@ const gateway = spawn(process.execPath, ["/usr/bin/openclaw", "gateway", "run"],
   env: {
     ...process.env,
     HOME: folder,
+    TMPDIR: folder,
     NODE_COMPILE_CACHE: CACHE,
     OPENCLAW_STATE_DIR: folder,
     OPENCLAW_CONFIG_PATH: `${folder}/openclaw.json`,
@@ -45,4 +47,6 @@ gateway.kill("SIGTERM");
 const killed = setTimeout(() => gateway.kill("SIGKILL"), 60_000);
 await ended;
 clearTimeout(killed);
-rmSync(folder, { recursive: true, force: true });
+for (const left of [folder, `/tmp/openclaw-state-locks-${process.getuid()}`]) {
+  rmSync(left, { recursive: true, force: true });
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,7 +29,7 @@ fn packages_only(folder: &Path) -> PathBuf {
     fs::create_dir_all(cache.join("packages")).unwrap();
     for entry in fs::read_dir(shared_cache().join("packages")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
+        if path.extension().is_some_and(|extension| extension == "deb" || extension == "tgz") {
             let name = path.file_name().unwrap();
             fs::copy(&path, cache.join("packages").join(name)).unwrap();
         }
@@ -91,6 +92,30 @@ fn the_same_recipe_gives_the_same_bytes() {
     let passwd = fs::read_to_string(root.join("etc/passwd")).unwrap();
     assert!(passwd.contains("echo:x:1000:1000::/data/home/echo:"));
     assert!(root.join("usr/lib/python3.11/json/__pycache__/decoder.cpython-311.pyc").is_file());
+}
+
+#[test]
+fn packages_of_npm_come_as_their_lock_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = ImageSource::Path(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm"));
+    let first = build(&folder.path().join("a"), &shared_cache(), &source);
+    let second = build(&folder.path().join("b"), &packages_only(folder.path()), &source);
+    assert_eq!(first.id, second.id);
+    let root = folder.path().join("root");
+    extract(&second.rootfs, &root);
+    let modules = root.join("usr/lib/node_modules");
+    let files = |package: &str| {
+        let entries = fs::read_dir(modules.join(package)).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(files("is-odd"), ["LICENSE", "index.js", "package.json"]);
+    assert_eq!(files("is-number"), ["README.md", "index.js", "package.json"]);
+    let package = fs::read_to_string(modules.join("is-number/package.json")).unwrap();
+    assert!(package.contains("\"version\": \"6.0.0\""), "{package}");
+    assert_eq!(fs::metadata(modules.join("is-odd/index.js")).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 #[test]

@@ -56,6 +56,11 @@ fn the_text_of_a_recipe() {
             "`KEY`",
         ),
         ("[[services]]\nname = \"a\"\ncommand = [\"a\"]", "services[0].command: ", "absolute path"),
+        (&format!("{service}adapter = \"oc\""), "image.toml:6: services[0].adapter: ", "`openclaw`"),
+        (&format!("{service}adapter = \"openclaw\""), "services[0].adapter: ", "OPENCLAW_CONFIG_PATH"),
+        ("[npm]\npackages = [\"a@latest\"]", "image.toml:3: npm.packages: ", "`name@1.2.3`"),
+        ("[npm]\npackages = []\nprune = [\"***\"]", "image.toml:3: npm.prune: ", "`***`"),
+        ("[npm]\npackages = []\nstrip = [\"/bin/sh\"]", "image.toml:3: npm.strip: ", "node_modules"),
         ("[prewarm]\nuser = \"root\"", "image.toml:3: prewarm: ", "missing field `command`"),
         ("[prewarm]\ncommand = [\"warm\"]", "image.toml:3: prewarm.command: ", "absolute path"),
         (&(prewarm.to_owned() + "timeout_seconds = 0"), "prewarm.timeout_seconds: ", "1 second"),
@@ -89,6 +94,12 @@ fn packages_that_are_not_locked() {
 }
 
 #[test]
+fn packages_of_npm_that_are_not_locked() {
+    let text = complaint("[npm]\npackages = [\"is-odd@3.0.1\"]");
+    assert!(text.contains("package-lock.json: is missing; run scripts/update-locks"), "{text}");
+}
+
+#[test]
 fn locks_that_are_not_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path();
@@ -108,6 +119,6 @@ fn images_that_there_are_not() {
     let source = ImageSource::BuiltIn("windows".to_owned());
     let error = store.build(&source, &|_| ()).unwrap_err();
     assert!(matches!(error, Error::UnknownImage { .. }));
-    assert!(error.to_string().contains("minimal, python"), "{error}");
+    assert!(error.to_string().contains("minimal, openclaw, python"), "{error}");
     assert!(complaint("base = \"windows\"").contains("`windows`"));
 }
