@@ -18,11 +18,13 @@ use crate::server::{Body, Dropped, Server, full, read};
 
 const VERSION: &str = "2023-06-01";
 const LARGEST_BODY: usize = 32 << 20;
-const MODELS: [&str; 4] = [
+const MODELS: [&str; 6] = [
     "claude-opus-4-5-20251101",
     "claude-sonnet-4-5-20250929",
     "claude-haiku-4-5-20251001",
+    "claude-haiku-4-5",
     "claude-sonnet-4-5",
+    "claude-sonnet-5",
 ];
 /// What a request may say; anything else is refused.
 const FIELDS: [&str; 20] = [
