@@ -12,6 +12,7 @@ mod power;
 mod services;
 mod sys;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,22 +22,36 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        // Only where there is no process but its own, and so, as it is meant to be, no file system that others use.
+        ["agent", "--native", folder] if std::process::id() == 1 => run_native_agent(Path::new(folder)),
         _ if std::process::id() == 1 => init::run(),
-        Some("gateway") => run_gateway(),
-        Some("--version") => {
+        ["gateway", ..] => run_gateway(),
+        ["--version", ..] => {
             println!("mvm-guest {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
         _ => {
-            eprintln!("usage: mvm-guest gateway | --version; as process 1 of a machine it is the init");
+            eprintln!(
+                "usage: mvm-guest gateway | --version; as process 1 of a machine it is the init, and as process 1 of \
+                 namespaces of its own, with `agent --native FOLDER`, a machine's agent without the machine"
+            );
             ExitCode::from(2)
         }
     }
 }
 
 fn run_gateway() -> ExitCode {
-    match gateway::Config::from_variables(|name| std::env::var(name).ok()).and_then(gateway::run) {
+    exit_code(gateway::Config::from_variables(|name| std::env::var(name).ok()).and_then(gateway::run))
+}
+
+fn run_native_agent(folder: &Path) -> ExitCode {
+    exit_code(agent::run(Some(folder)))
+}
+
+fn exit_code<E: std::fmt::Display>(ended: Result<(), E>) -> ExitCode {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

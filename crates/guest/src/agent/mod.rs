@@ -15,6 +15,7 @@ mod terminal;
 pub use host_socket::HostLink;
 pub use limits::StreamLimit;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,10 @@ use tokio::task::JoinHandle;
 use crate::console::say;
 use crate::error::{Doing as _, Result};
 use crate::machine::Machine;
+use crate::machine::device::Devices;
 
+/// Where the native form listens.
+const CONTROL_SOCKET: &str = "control.sock";
 /// How long services may take to end where nobody says so.
 const DEFAULT_GRACE: Duration = Duration::from_secs(15);
 /// How long a thread for what may block waits for more: longer than any machine runs.
@@ -32,8 +36,8 @@ const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How long the host may take to receive what was answered before the end.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
-/// Runs until the machine is to be switched off.
-pub fn run() -> Result<()> {
+/// Runs until the machine is to be switched off; with a folder as its native form, whose host connects to a socket in it.
+pub fn run(native: Option<&Path>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(KEPT)
@@ -41,11 +45,12 @@ pub fn run() -> Result<()> {
         .doing("starting the runtime")?;
     // Started here and kept, so that a clone or a machine that wakes does not have to start a thread.
     drop(runtime.spawn_blocking(|| ()));
-    runtime.block_on(run_until_shutdown())
+    runtime.block_on(run_until_shutdown(native))
 }
 
-async fn run_until_shutdown() -> Result<()> {
-    let (machine, mut shutdown) = Machine::new()?;
+async fn run_until_shutdown(native: Option<&Path>) -> Result<()> {
+    let devices = native.map_or_else(Devices::of_machine, Devices::native)?;
+    let (machine, mut shutdown) = Machine::new(devices)?;
     let machine = Arc::new(machine);
     let mut children = signal(SignalKind::child()).doing("watching for ended processes")?;
     let mut terminate = signal(SignalKind::terminate()).doing("watching for SIGTERM")?;
@@ -53,8 +58,10 @@ async fn run_until_shutdown() -> Result<()> {
     if let Err(failure) = host_socket::start(&machine) {
         say(failure);
     }
-    let port = port::open()?;
-    let (mut sessions, outbox) = port::start(port)?;
+    let (mut sessions, outbox) = match native {
+        None => port::start(port::open()?)?,
+        Some(folder) => port::listen(&folder.join(CONTROL_SOCKET))?,
+    };
     let mut current: Option<JoinHandle<()>> = None;
     let grace = loop {
         tokio::select! {

@@ -4,8 +4,10 @@
 //! which asynchronous I/O cannot express; hence blocking threads.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _};
-use std::sync::Arc;
+use std::io::{ErrorKind, Read as _, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mvm_protocol::session::{Intake, IntakeReader};
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 use super::channel::{Outbox, SessionChannel};
 use crate::console::say;
 use crate::error::{Doing as _, Failure, Result};
+use crate::lock;
 
 const NAME: &str = "mvm.control";
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -61,6 +64,48 @@ pub(super) fn start(port: File) -> Result<(mpsc::UnboundedReceiver<SessionChanne
         PortReader { outbox, sessions, intake: IntakeReader::default(), current: None, gone_since: None };
     spawn("port-reader", Box::new(move || reader.run(&port)))?;
     Ok((begun, to_write))
+}
+
+/// The same over a Unix socket, for one host after another.
+pub(super) fn listen(path: &Path) -> Result<(mpsc::UnboundedReceiver<SessionChannel>, Arc<Outbox>)> {
+    let doing = || format!("listening on {}", path.display());
+    let listener = UnixListener::bind(path).doing(doing())?;
+    let outbox = Arc::new(Outbox::default());
+    let (sessions, begun) = mpsc::unbounded_channel();
+    let current = Arc::new(Mutex::new(None));
+    let (from, to) = (Arc::clone(&outbox), CurrentHost(Arc::clone(&current)));
+    std::thread::spawn(move || from.write_out(to));
+    let to_write = Arc::clone(&outbox);
+    let mut reader =
+        PortReader { outbox, sessions, intake: IntakeReader::default(), current: None, gone_since: None };
+    std::thread::spawn(move || {
+        for mut host in listener.incoming().flatten() {
+            *lock(&current) = host.try_clone().ok();
+            let mut buffer = vec![0; READ_SIZE];
+            while let Ok(count) = host.read(&mut buffer)
+                && count > 0
+            {
+                reader.take(&buffer[..count]);
+            }
+            reader.intake = IntakeReader::default();
+            reader.end();
+        }
+    });
+    Ok((begun, to_write))
+}
+
+/// Writes to the host that connected last.
+struct CurrentHost(Arc<Mutex<Option<UnixStream>>>);
+
+impl Write for CurrentHost {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let host = lock(&self.0).as_ref().map(UnixStream::try_clone).transpose()?;
+        host.ok_or(ErrorKind::NotConnected)?.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 struct PortReader {

@@ -9,7 +9,7 @@ use mvm_protocol::{PROTOCOL_VERSION, Stream};
 
 use super::{copy, exec, forward, logs, session};
 use crate::error::Result;
-use crate::machine::{Machine, clock};
+use crate::machine::Machine;
 
 /// Answers the requests of one stream, one after another.
 pub(super) async fn serve(mut stream: Stream, machine: &Arc<Machine>) {
@@ -101,7 +101,7 @@ async fn try_answer(request: GuestRequest, machine: &Arc<Machine>) -> Result<Gue
             prepared.unwrap_or_else(error)
         }
         GuestRequest::AdjustClock { clock } => {
-            GuestReply::ClockAdjusted { offset_micros: clock::slew(clock)? }
+            GuestReply::ClockAdjusted { offset_micros: machine.devices.slew_clock(clock)? }
         }
         GuestRequest::WorkerStatus => machine.worker_status().await,
         GuestRequest::IntegrationStatus => {

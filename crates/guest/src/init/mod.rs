@@ -19,7 +19,7 @@ pub fn run() -> ! {
         say(format_args!("cannot start: {failure}"));
         power::off();
     }
-    if let Err(failure) = agent::run() {
+    if let Err(failure) = agent::run(None) {
         say(format_args!("the agent ended: {failure}"));
     }
     power::off();

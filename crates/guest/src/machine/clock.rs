@@ -7,7 +7,8 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::error::{Doing as _, Result};
 
-const NANOS: u64 = 1_000_000_000;
+/// In a second.
+pub(super) const NANOS: u64 = 1_000_000_000;
 
 /// Sets the clock at once.
 ///
@@ -28,25 +29,21 @@ pub fn step(clock: Clock) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn slew(clock: Clock) -> Result<i64> {
-    let offset = micros_ahead(now_nanos(), clock.unix_nanos);
+    let offset = nanos_ahead(now_nanos(), clock.unix_nanos) / 1000;
     crate::sys::slew_clock(offset.saturating_neg()).doing("adjusting the clock")?;
     Ok(offset)
 }
 
-/// How far `own` is ahead of `host`, both in nanoseconds, in microseconds.
-fn micros_ahead(own: u64, host: u64) -> i64 {
+/// How far `own` is ahead of `host`, all in nanoseconds.
+pub(super) fn nanos_ahead(own: u64, host: u64) -> i64 {
     let nanos = i128::from(own) - i128::from(host);
-    i64::try_from(nanos / 1000).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
+    i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
 }
 
-fn now_nanos() -> u64 {
+/// What the system's clock says, in nanoseconds since 1970.
+pub(super) fn now_nanos() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What the clock says, in seconds since 1970.
-pub fn now_seconds() -> u64 {
-    now_nanos() / NANOS
 }
 
 #[cfg(test)]
@@ -55,8 +52,8 @@ mod tests {
 
     #[test]
     fn offsets_have_a_sign_and_do_not_overflow() {
-        assert_eq!(micros_ahead(5_000, 2_000), 3);
-        assert_eq!(micros_ahead(2_000, 5_000), -3);
-        assert_eq!(micros_ahead(0, u64::MAX), -18_446_744_073_709_551);
+        assert_eq!(nanos_ahead(5_000, 2_000), 3_000);
+        assert_eq!(nanos_ahead(2_000, 5_000), -3_000);
+        assert_eq!((nanos_ahead(0, u64::MAX), nanos_ahead(u64::MAX, 0)), (i64::MIN, i64::MAX));
     }
 }

@@ -28,6 +28,11 @@ pub(super) fn mount(users: &[ServiceUser]) -> Result<()> {
         rustix::mount::mount(DATA_DEVICE, DATA, "ext4", flags, c"").doing(format_args!("mounting {DATA}"))?;
         fill(device).doing(format_args!("growing {DATA}"))?;
     }
+    make_homes(users)
+}
+
+/// Makes the service users' home folders, where the disk is mounted.
+pub(super) fn make_homes(users: &[ServiceUser]) -> Result<()> {
     users.iter().try_for_each(make_home)
 }
 
@@ -62,7 +67,7 @@ fn make_home(user: &ServiceUser) -> Result<()> {
 ///
 /// # Errors
 /// The disk's.
-pub fn flush() -> Result<()> {
+pub(super) fn flush() -> Result<()> {
     if !is_mounted()? {
         return Ok(());
     }

@@ -35,7 +35,7 @@ fn cover_boot_id() -> std::io::Result<()> {
 
 /// The kernel's random generator. Kept open: a wake looks up no path.
 #[derive(Debug)]
-pub(super) struct Generator(File);
+pub struct Generator(File);
 
 impl Generator {
     pub(super) fn open() -> Result<Self> {

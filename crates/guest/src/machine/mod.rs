@@ -1,7 +1,8 @@
 //! The machine: who it is, what it was given, what it runs.
 
-pub mod clock;
-pub mod data;
+mod clock;
+mod data;
+pub mod device;
 mod drives;
 mod identity;
 mod network;
@@ -30,6 +31,7 @@ use crate::lock;
 use crate::openclaw;
 use crate::services::children::Children;
 use crate::services::supervisor::Supervisor;
+use device::Devices;
 
 /// Everything the agent knows about the machine that it runs in.
 #[derive(Debug)]
@@ -46,10 +48,9 @@ pub struct Machine {
     pub host: HostLink,
     /// Where one of its services is OpenClaw.
     openclaw: Option<openclaw::Worker>,
+    /// Its devices.
+    pub devices: Arc<Devices>,
     prewarming: prewarm::Prewarming,
-    generator: identity::Generator,
-    /// Its network interface, where it was there at boot already.
-    interface: Option<String>,
     person: Mutex<Person>,
     drives: Mutex<drives::Drives>,
     work: Mutex<Work>,
@@ -77,8 +78,7 @@ impl Machine {
     ///
     /// # Errors
     /// Something is missing without which it could never be personalized.
-    pub fn new() -> Result<(Self, mpsc::UnboundedReceiver<Duration>)> {
-        identity::prepare()?;
+    pub fn new(devices: Devices) -> Result<(Self, mpsc::UnboundedReceiver<Duration>)> {
         let (shutdown, requested) = mpsc::unbounded_channel();
         let children = Arc::new(Children::default());
         let services = read_services();
@@ -89,9 +89,8 @@ impl Machine {
             children,
             streams: Arc::default(),
             host: HostLink::default(),
+            devices: Arc::new(devices),
             prewarming: prewarm::Prewarming::default(),
-            generator: identity::Generator::open()?,
-            interface: network::prepare().ok(),
             person: Mutex::default(),
             drives: Mutex::default(),
             work: Mutex::default(),
@@ -152,16 +151,12 @@ impl Machine {
         self.prewarming.require_rest("personalizing")?;
         person.generation = generation;
         // Whatever was made of the generator before may have been made in another machine too.
-        self.generator.credit(seed)?;
-        clock::step(clock)?;
+        self.devices.credit(seed)?;
+        self.devices.step_clock(clock)?;
         let identity_applied = identity.is_some();
         // One that was applied is in place as a whole: a wake has nothing to do for it.
         if let Some(new) = identity.filter(|new| person.identity.as_ref() != Some(new)) {
-            identity::apply(&new, person.identity.as_ref())?;
-            if new.has_data {
-                data::mount(&self.services.users)?;
-            }
-            network::apply(self.interface.as_deref(), &new, person.identity.as_ref())?;
+            self.devices.take_identity(&new, person.identity.as_ref(), &self.services.users)?;
             person.identity = Some(new);
         }
         self.prewarming.signal_remains()?;
@@ -226,7 +221,7 @@ impl Machine {
         }
         let role = {
             let mut work = lock(&self.work);
-            work.last_busy_at = clock::now_seconds();
+            work.last_busy_at = self.devices.now_seconds();
             work.role
         };
         self.supervisor.start(&self.services, role == Role::Gateway)?;
@@ -246,7 +241,8 @@ impl Machine {
             Ok(wake_at) => wake_at,
             Err(detail) => return refused(detail),
         };
-        match tokio::task::spawn_blocking(data::flush).await {
+        let devices = Arc::clone(&self.devices);
+        match tokio::task::spawn_blocking(move || devices.flush()).await {
             Ok(Ok(())) => GuestReply::SleepPrepAck { success: true, detail: String::new(), wake_at },
             Ok(Err(failure)) => refused(failure.to_string()),
             Err(ended) => refused(ended.to_string()),
@@ -262,7 +258,7 @@ impl Machine {
         let mut work = lock(&self.work);
         let status = match activity {
             Some(activity) if activity.is_busy => {
-                work.last_busy_at = clock::now_seconds();
+                work.last_busy_at = self.devices.now_seconds();
                 WorkerStatus::Busy
             }
             _ if work.is_ready => WorkerStatus::Idle,
@@ -305,9 +301,7 @@ impl Machine {
     pub async fn stop(&self, grace: Duration) {
         self.supervisor.stop(grace).await;
         crate::sys::signal_everyone(libc::SIGKILL);
-        if let Err(failure) = data::unmount().await {
-            say(failure);
-        }
+        self.devices.release().await;
     }
 }
 
