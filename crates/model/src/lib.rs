@@ -32,7 +32,7 @@ pub mod served;
 pub mod service;
 pub mod state;
 
-pub use egress::{Egress, EgressRule};
+pub use egress::{Destination, Egress, EgressRule, HostName};
 pub use id::{InstanceId, InstanceRef, InvalidId, PoolId, TenantId, UserName};
 pub use network::{MacAddr, NetId, TenantSubnet};
 pub use policy::{RestartPolicy, RuntimePolicy};

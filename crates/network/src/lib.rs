@@ -13,6 +13,8 @@
 //!   MAC and address ([`rules`]).
 //! - Machines reach only gateways: every other port is isolated; nothing is routed from the bridge back to it.
 //! - Egress is default deny, by source address; what is denied is refused with a reset or an ICMP error.
+//! - What egress names by name is reached at the addresses that the tenant's resolver at `.1` told its machines, while they
+//!   are the name's, and by connections that began then.
 //! - Nothing from a tenant reaches the host's own addresses or another tenant, whatever its egress says.
 //! - Tenant addresses never appear in the host's namespace: NAT is done in the tenant's namespace and again on the host.
 //!
@@ -35,6 +37,7 @@ mod netlink;
 mod networks;
 mod nft;
 mod preflight;
+mod resolver;
 pub mod rules;
 mod sysctl;
 mod tenant;
@@ -46,6 +49,8 @@ mod verify;
 pub use error::{Error, Result};
 pub use names::NodeTag;
 pub use networks::{Leftover, Networks};
+pub use resolver::ResolverSockets;
+pub use rules::may_be_told;
 pub use types::{PortSpec, TenantNetwork};
 pub use uplink::{UPLINK_RANGE, Uplink, choose_uplink};
 pub use verify::{Expected, Finding};

@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use mvm_model::{NetId, Requirement};
+use mvm_model::{HostName, NetId, Requirement};
 use serde::{Deserialize, Serialize};
 
 use crate::names::waiting_tap;
 use crate::namespace::Namespace;
+use crate::resolver::{self, ResolverSockets};
 use crate::verify::{Expected, Finding};
 use crate::{Error, NodeTag, PortSpec, Result, TenantNetwork, connect, host, preflight, tenant, verify};
 
@@ -193,6 +195,24 @@ impl Networks {
         port: u16,
     ) -> Result<tokio::net::TcpStream> {
         connect::connect(self.inside(network)?, network.subnet.bridge_ip(), address, port).await
+    }
+
+    /// Makes the sockets of a tenant's resolver, at port 53 of `.1`. The kernel lets only machines that reach something by name
+    /// ask there. They are to be closed before the network is removed, which they would keep alive.
+    pub fn open_resolver(&self, network: &TenantNetwork) -> Result<ResolverSockets> {
+        self.inside(network)?.run(|| resolver::open(network))
+    }
+
+    /// Lets the tenant's machines whose egress has this name reach these addresses for so long, those aside that no name opens.
+    /// Takes some 10 ms.
+    pub fn let_reach(
+        &self,
+        network: &TenantNetwork,
+        name: &HostName,
+        addresses: &[Ipv4Addr],
+        lifetime: Duration,
+    ) -> Result<()> {
+        self.inside(network)?.run(|| tenant::let_reach(name, addresses, lifetime))
     }
 
     fn forward_towards(&self, port: &PortSpec) -> Result<()> {

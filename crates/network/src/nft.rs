@@ -91,9 +91,19 @@ impl Ruleset {
     }
 
     /// Without one object, as "set inet mvm_1a2b3c switched".
-    pub(crate) fn without(mut self, object: &str) -> Self {
-        self.0.remove(object);
+    pub(crate) fn without(self, object: &str) -> Self {
+        self.without_all(|found| found == object)
+    }
+
+    /// Without the objects that are picked.
+    pub(crate) fn without_all(mut self, picked: impl Fn(&str) -> bool) -> Self {
+        self.0.retain(|object, _| !picked(object));
         self
+    }
+
+    /// Whether there is such an object.
+    pub(crate) fn has(&self, object: &str) -> bool {
+        self.0.contains_key(object)
     }
 
     /// Only the tables that `belongs` picks.
@@ -126,6 +136,10 @@ impl Ruleset {
             }
             let kind_of_key = if kind == "rule" { "chain" } else { &kind };
             let key = format!("{kind_of_key} {family} {table} {name}").trim_end().to_owned();
+            if has_timeouts(&body) {
+                // Its elements come and go.
+                body.as_object_mut().map(|fields| fields.remove("elem"));
+            }
             normalise(&mut body);
             self.0.entry(key).or_default().push(body);
         }
@@ -155,6 +169,15 @@ fn first_difference(expected: Option<&Vec<Value>>, found: Option<&Vec<Value>>) -
     let at = (0..expected.len().max(found.len())).find(|i| expected.get(*i) != found.get(*i)).unwrap_or(0);
     let text = |side: &[Value]| side.get(at).map_or_else(nothing, ToString::to_string);
     (text(expected), text(found))
+}
+
+/// Whether a set's elements have a time after which they are gone. Versions of nft write one flag as a text or as a list.
+fn has_timeouts(set: &Value) -> bool {
+    match set.get("flags") {
+        Some(Value::String(flag)) => flag == "timeout",
+        Some(Value::Array(flags)) => flags.iter().any(|flag| flag == "timeout"),
+        _ => false,
+    }
 }
 
 fn normalise(value: &mut Value) {
@@ -196,6 +219,15 @@ mod tests {
         let one = ruleset(&[rule(1, "a"), set(&["x", "y"])]);
         let two = ruleset(&[set(&["y", "x"]), rule(9, "a")]);
         assert_eq!(one.differences(&two), []);
+    }
+
+    #[test]
+    fn elements_that_come_and_go_do_not_matter() {
+        let set = |flags: Value, elements: &[&str]| json!({"set": {"family": "ip", "table": "mvm", "name": "s", "flags": flags, "elem": elements}});
+        let timed = |elements| ruleset(&[set(json!(["timeout"]), elements)]);
+        assert_eq!(timed(&["x"]).differences(&timed(&[])), []);
+        let kept = |elements| ruleset(&[set(json!("interval"), elements)]);
+        assert_eq!(kept(&["x"]).differences(&kept(&[])).len(), 1);
     }
 
     #[test]

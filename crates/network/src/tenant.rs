@@ -1,8 +1,11 @@
 //! The inside of a tenant's namespace. Every function here runs on a thread in it.
 
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use mvm_model::HostName;
 use mvm_model::network::BRIDGE_OFFSET;
 
 use crate::names::UPLINK_LINK;
@@ -24,6 +27,7 @@ pub(crate) fn uplink_address(network: &TenantNetwork) -> Ipv4Net {
 pub(crate) fn ensure_inside(network: &TenantNetwork) -> Result<()> {
     sysctl::apply(&sysctl::of_tenant_namespace())?;
     nft::load(&rules::tenant_table(network))?;
+    drop_spare_sets()?;
     let mut netlink = Netlink::open()?;
     if let Some(loopback) = netlink.link("lo")?.filter(|link| !link.up) {
         netlink.set_up(&loopback, true)?;
@@ -41,6 +45,24 @@ pub(crate) fn ensure_inside(network: &TenantNetwork) -> Result<()> {
         netlink.set_mac(&bridge, mac)?;
     }
     settle(&mut netlink, &bridge, bridge_address(network))
+}
+
+/// Removes the sets of names that no machine that runs may reach, once nothing is in them any more.
+fn drop_spare_sets() -> Result<()> {
+    let objects = nft::list(&["table", "ip", rules::TENANT_TABLE])?;
+    let all_rules: String =
+        objects.iter().filter_map(|object| object.get("rule")).map(|rule| rule.to_string()).collect();
+    let empty = objects.iter().filter_map(|object| object.get("set")).filter(|set| set.get("elem").is_none());
+    let names = empty.filter_map(|set| set.get("name")?.as_str());
+    let spare =
+        names.filter(|name| rules::is_set_of_name(name) && !all_rules.contains(&format!("\"@{name}\"")));
+    let script: String = spare.map(rules::drop_set).collect();
+    if script.is_empty() { Ok(()) } else { nft::load(&script) }
+}
+
+/// Addresses of a name, for machines that may reach it.
+pub(crate) fn let_reach(name: &HostName, addresses: &[Ipv4Addr], lifetime: Duration) -> Result<()> {
+    nft::load(&rules::let_reach(name, addresses, lifetime))
 }
 
 /// The tenant's end of the uplink, once the pair exists.

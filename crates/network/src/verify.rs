@@ -205,7 +205,13 @@ fn inside_of(inside: &Namespace, tenant: &Expected) -> Result<Vec<Finding>> {
         let missing = ports(&mut report, &mut netlink, tenant)?;
         // Without its tap a machine's checks may be gone with it: that is one finding, not two.
         let relevant = |family: &str, table: &str| family != "netdev" || !missing.contains(table);
-        report.rules(&Ruleset::read(relevant)?, &wanted.keep(relevant));
+        let wanted = wanted.keep(relevant);
+        // A set without a rule lets nobody in: its machines sleep, or their egress was changed.
+        let is_spare = |object: &str| {
+            let of_name = object.rsplit(' ').next().is_some_and(rules::is_set_of_name);
+            of_name && object.starts_with("set ip ") && !wanted.has(object)
+        };
+        report.rules(&Ruleset::read(relevant)?.without_all(is_spare), &wanted);
         Ok(report.findings)
     })
 }

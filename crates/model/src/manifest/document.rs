@@ -284,7 +284,7 @@ mem_mib = 256
 data_disk_mib = 64
 desired_running = 1
 desired_sleeping = 2
-egress = ["192.0.2.0/24:443", "198.51.100.7/32"]
+egress = ["192.0.2.0/24:443", "198.51.100.7/32", "api.example.org:443", "example.org"]
 secret_scopes = [{ integration = "default", keys = ["API_KEY"] }]
 runtime_policy = { min_running_seconds = 1, min_warm_seconds = 2, drain_timeout_seconds = 3, graceful_shutdown_seconds = 4 }
 restart = "never"

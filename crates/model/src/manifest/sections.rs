@@ -201,7 +201,7 @@ fn read_egress(value: Value<'_, '_>) -> Result<Egress, Problem> {
         Some("any") => return Ok(Egress::Any),
         Some("none") => return Ok(Egress::None),
         Some(_) => {
-            return Err(value.problem("must be a list, as [\"192.0.2.0/24:443\"], or \"any\" or \"none\""));
+            return Err(value.problem("must be a list, as [\"api.example.org:443\"], or \"any\" or \"none\""));
         }
         None => {}
     }

@@ -3,6 +3,7 @@
 //! Each script may be loaded again: it replaces what it describes in one transaction and touches nothing else.
 
 mod host;
+mod named;
 mod port;
 mod tenant;
 
@@ -12,6 +13,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 pub use host::{HostPair, add_pair, host_table, record_switched, remove_pair, unrecord_switched};
+pub(crate) use named::{drop_set, is_set_of_name};
+pub use named::{let_reach, may_be_told};
 pub(crate) use port::may_reach;
 pub use port::{Checks, admit, expel};
 pub use tenant::{TENANT_TABLE, tenant_table};

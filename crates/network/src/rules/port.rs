@@ -1,9 +1,9 @@
 //! What one machine may send.
 
 use ipnet::Ipv4Net;
-use mvm_model::{Egress, EgressRule};
+use mvm_model::{Destination, Egress, EgressRule};
 
-use super::{NEVER, SPECIAL, Script, TENANT_TABLE, rules};
+use super::{NEVER, SPECIAL, Script, TENANT_TABLE, named, rules};
 use crate::uplink::overlap;
 use crate::{PortSpec, TenantNetwork};
 
@@ -35,8 +35,10 @@ pub fn admit(network: &TenantNetwork, port: &PortSpec, found: Checks) -> String 
     );
     let chain = chain_name(port.offset);
     let mut egress = Script::new("ip", TENANT_TABLE);
+    named::declare(&mut egress, &port.egress);
     egress.chain(&chain, "", &egress_rules(&port.egress));
     egress.line(&format!("add element ip {TENANT_TABLE} egress {{ {} : jump {chain} }}", port.ip));
+    may_ask(&mut egress, port, port.egress.names().next().is_some());
     checks.finish() + &egress.finish()
 }
 
@@ -49,10 +51,21 @@ pub fn expel(network: &TenantNetwork, port: &PortSpec) -> String {
     script.line(&format!("delete table netdev {tap}"));
     // Added first, because deleting what is not there fails.
     script.line(&format!("add chain ip {TENANT_TABLE} {chain}"));
+    may_ask(&mut script, port, false);
     script.line(&format!("add element {element}")).line(&format!("delete element {element}"));
     script.line(&format!("flush chain ip {TENANT_TABLE} {chain}"));
     script.line(&format!("delete chain ip {TENANT_TABLE} {chain}"));
     script.finish()
+}
+
+/// Whether the machine may ask the resolver.
+fn may_ask(script: &mut Script, port: &PortSpec, may: bool) {
+    let element = format!("element ip {TENANT_TABLE} asking {{ {} }}", port.ip);
+    // Added first, because deleting what is not there fails.
+    script.line(&format!("add {element}"));
+    if !may {
+        script.line(&format!("delete {element}"));
+    }
 }
 
 fn chain_name(offset: u16) -> String {
@@ -76,21 +89,30 @@ fn egress_rules(egress: &Egress) -> Vec<String> {
     match egress {
         Egress::None => Vec::new(),
         Egress::Any => rules(["ip daddr != @special accept"]),
-        Egress::Only(allowed) => allowed.iter().map(allow).collect(),
+        Egress::Only(allowed) => allowed.iter().flat_map(allow).collect(),
     }
 }
 
-fn allow(rule: &EgressRule) -> String {
+fn allow(rule: &EgressRule) -> Vec<String> {
     let port =
         rule.port.map(|port| format!(" meta l4proto {{ tcp, udp }} th dport {port}")).unwrap_or_default();
-    let special = if names_special(rule.net) { "" } else { " ip daddr != @special" };
-    format!("ip daddr {}{special}{port} accept", rule.net)
+    match &rule.to {
+        Destination::Net(net) => {
+            let special = if names_special(*net) { "" } else { " ip daddr != @special" };
+            vec![format!("ip daddr {net}{special}{port} accept")]
+        }
+        Destination::Name(name) => named::allow(name, &port).into(),
+    }
 }
 
 /// Whether something in this network, which the host knows a way to, can be reached.
 pub(crate) fn may_reach(egress: &Egress, net: Ipv4Net) -> bool {
     let within = |ranges: &[Ipv4Net]| ranges.iter().any(|range| range.contains(&net));
-    let opens = |rule: &EgressRule| overlap(rule.net, net) && (names_special(rule.net) || !within(&SPECIAL));
+    let opens = |rule: &EgressRule| match rule.to {
+        Destination::Net(named) => overlap(named, net) && (names_special(named) || !within(&SPECIAL)),
+        // Any public address may be that of a name.
+        Destination::Name(_) => !within(&SPECIAL),
+    };
     !within(&NEVER)
         && match egress {
             Egress::None => false,
@@ -147,6 +169,8 @@ mod tests {
         assert!(
             reaches(&only("172.16.0.0/12"), "172.17.0.0/16") && !reaches(&only("0.0.0.0/0"), "172.17.0.0/16")
         );
+        assert!(reaches(&only("a.example.org:443"), "198.51.100.0/24"), "a name's address");
+        assert!(!reaches(&only("a.example.org"), "172.17.0.0/16"));
         assert!(!reaches(&only("169.254.64.0/31"), "169.254.64.0/31"), "another's uplink");
     }
 
