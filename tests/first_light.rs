@@ -11,6 +11,9 @@ mod changes;
 #[path = "first_light/egress.rs"]
 mod egress;
 
+#[path = "first_light/egress_by_name.rs"]
+mod egress_by_name;
+
 #[path = "first_light/holds.rs"]
 mod holds;
 

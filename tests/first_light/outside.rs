@@ -42,6 +42,11 @@ impl Outside {
         }
     }
 
+    /// Where it is.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// What came in so far; forgets it.
     pub fn heard(&self) -> Vec<String> {
         std::mem::take(&mut self.heard.lock().unwrap())

@@ -1,5 +1,6 @@
 //! `mvm agent`
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -41,6 +42,18 @@ pub struct Serve {
     /// In a session of its own, as other commands start it
     #[arg(long, hide = true)]
     background: bool,
+
+    /// Whom to ask for the names that machines may reach, instead of the resolvers of /etc/resolv.conf
+    #[arg(long, env = "MVM_RESOLVER", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = resolver)]
+    resolver: Vec<SocketAddr>,
+}
+
+/// A resolver's address; its port is that of the DNS where it has none.
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    text.parse()
+        .or_else(|_| alone())
+        .map_err(|_| "write an address, as 192.0.2.53 or 192.0.2.53:5353".to_owned())
 }
 
 impl Agent {
@@ -72,7 +85,7 @@ impl Serve {
             // Without its starter's terminal, whose Ctrl-C is not meant for it.
             setsid().map_err(|error| Failure::io("cannot begin a session", error.into()))?;
         }
-        serve(connection).await
+        serve(connection, self.resolver).await
     }
 }
 

@@ -191,7 +191,7 @@ pub struct PoolKeys {
     /// So many instances begin asleep
     #[arg(long, value_name = "N")]
     sleeping: Option<i64>,
-    /// What machines may reach: a network with an optional port, as 192.0.2.0/24:443 (repeat for several), any, or none
+    /// What machines may reach: a name or a network with an optional port, as api.example.org:443 or 192.0.2.0/24 (repeat for several), any, or none
     #[arg(long, value_name = "RULE")]
     egress: Vec<String>,
     /// Secrets they are given, as telegram=TELEGRAM_BOT_TOKEN,… (repeat for several scopes), all, or none

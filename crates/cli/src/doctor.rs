@@ -96,8 +96,15 @@ async fn examine(connection: &Connection) -> Result<DoctorReport, Failure> {
         _ => (absolute(&connection.data_dir)?, absolute(&connection.run_dir)?),
     };
     let mut requirements = vec![person(&agent)];
-    requirements
-        .extend(doctor::examine(&Config { data_dir: data, run_dir: run, socket: connection.socket() }).await);
+    requirements.extend(
+        doctor::examine(&Config {
+            data_dir: data,
+            run_dir: run,
+            socket: connection.socket(),
+            resolvers: Vec::new(),
+        })
+        .await,
+    );
     requirements.push(agent.requirement(connection));
     progress.end();
     let ready = !requirements.iter().any(Requirement::is_missing);

@@ -1,6 +1,7 @@
 //! The agent in this process.
 
 use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use mvm_node::Config;
@@ -16,12 +17,13 @@ const DEFAULT_LOG: &str = "info";
 ///
 /// # Errors
 /// If it cannot be started, or ends by itself.
-pub async fn serve(connection: &Connection) -> Result<(), Failure> {
+pub async fn serve(connection: &Connection, resolvers: Vec<SocketAddr>) -> Result<(), Failure> {
     log_to_stderr()?;
     let config = Config {
         data_dir: absolute(&connection.data_dir)?,
         run_dir: absolute(&connection.run_dir)?,
         socket: absolute(&connection.socket())?,
+        resolvers,
     };
     mvm_node::serve(config).await.map_err(|error| Failure::NotDone(error.to_string()))
 }

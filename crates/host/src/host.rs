@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_image::{BuildStep, ImageSource, ImageStore, cache_folder};
 use mvm_model::{InstanceId, NetId, PoolId, TenantId};
-use mvm_network::{Networks, NodeTag, TenantNetwork, choose_uplink};
+use mvm_network::{Networks, NodeTag, ResolverSockets, TenantNetwork, choose_uplink};
 use mvm_vmm::{Ended, ProcessIdentity};
 use tokio::sync::mpsc;
 
@@ -168,6 +168,7 @@ impl Host {
             | Request::VerifyNetworks(_)
             | Request::VerifyNetwork(_)
             | Request::Admit { .. }
+            | Request::LetReach { .. }
             | Request::MakeDisk { .. }
             | Request::ReplaceDisk(_)
             | Request::RemoveMachine(_)
@@ -264,6 +265,14 @@ impl Host {
     ) -> Result<tokio::net::TcpStream, HostError> {
         Ok(self.inner.networks.connect(&network, *target.ip(), target.port()).await?)
     }
+
+    /// Makes the sockets of a tenant's resolver. They are to be closed before the network is removed.
+    ///
+    /// # Errors
+    /// Where the tenant's network is not there, or has them already.
+    pub async fn open_resolver(&self, network: TenantNetwork) -> Result<ResolverSockets, HostError> {
+        self.blocking(move |inner| Ok(inner.networks.open_resolver(&network)?)).await
+    }
 }
 
 fn done(result: Result<(), HostError>) -> Result<Reply, HostError> {
@@ -307,6 +316,10 @@ impl Inner {
             }
             Request::Admit { network, port } => {
                 self.tenants.one_at_a_time(network.net_id, || self.networks.admit(&network, &port))?;
+            }
+            Request::LetReach { network, name, addresses, lifetime } => {
+                let act = || self.networks.let_reach(&network, &name, &addresses, lifetime);
+                self.tenants.one_at_a_time(network.net_id, act)?;
             }
             Request::MakeDisk { instance, mib } => self.make_disk(instance, mib)?,
             Request::ReplaceDisk(instance) => self.replace_disk(instance)?,

@@ -40,7 +40,10 @@ pub use disks::NewDisk;
 pub use error::HostError;
 pub use host::{Host, HostConfig, HostEvent, MachineEnded, boot_id, group_id};
 pub use mvm_image::{BuildStep, ImageSource};
-pub use mvm_network::{Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, TenantNetwork, Uplink};
+pub use mvm_network::{
+    Expected as ExpectedNetwork, Finding, NodeTag, PortSpec, ResolverSockets, TenantNetwork, Uplink,
+    may_be_told,
+};
 pub use mvm_vmm::{
     BaseFacts, BaseInfo, Ended, MemoryUsage, Misfit, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo,
     SnapshotMemory,

@@ -1,9 +1,10 @@
 //! What an agent can ask of its host.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mvm_model::{InstanceId, NetId, PoolId, Requirement, Resources, SnapshotCompression, TenantId};
+use mvm_model::{HostName, InstanceId, NetId, PoolId, Requirement, Resources, SnapshotCompression, TenantId};
 use mvm_network::{Expected, Finding, PortSpec, TenantNetwork, Uplink};
 use mvm_vmm::{BaseFacts, BaseInfo, MemoryUsage, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,17 @@ pub enum Request {
         network: TenantNetwork,
         /// Its port.
         port: PortSpec,
+    },
+    /// Let a tenant's machines that reach a name reach addresses of it.
+    LetReach {
+        /// The tenant's network.
+        network: TenantNetwork,
+        /// The name.
+        name: HostName,
+        /// Its addresses.
+        addresses: Vec<Ipv4Addr>,
+        /// For how long.
+        lifetime: Duration,
     },
     /// Make an instance's data disk.
     MakeDisk {
@@ -318,6 +330,17 @@ impl Host {
     /// Puts a running machine's rules in force anew.
     pub async fn admit(&self, network: TenantNetwork, port: PortSpec) -> Result<(), HostError> {
         ask!(self, Request::Admit { network, port }, Reply::Done => ())
+    }
+
+    /// Lets a tenant's machines that reach a name reach addresses of it for so long.
+    pub async fn let_reach(
+        &self,
+        network: TenantNetwork,
+        name: HostName,
+        addresses: Vec<Ipv4Addr>,
+        lifetime: Duration,
+    ) -> Result<(), HostError> {
+        ask!(self, Request::LetReach { network, name, addresses, lifetime }, Reply::Done => ())
     }
 
     /// Makes an instance's data disk.

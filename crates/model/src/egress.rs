@@ -28,7 +28,8 @@ pub enum Destination {
 }
 
 /// The name of a host, whole and in lower case: `api.example.org`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct HostName(String);
 
 /// What a pool may reach.
@@ -149,6 +150,19 @@ impl HostName {
     /// It as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for HostName {
+    type Error = InvalidEgress;
+    fn try_from(text: String) -> Result<Self, InvalidEgress> {
+        read_name(&text, &text)
+    }
+}
+
+impl From<HostName> for String {
+    fn from(name: HostName) -> String {
+        name.0
     }
 }
 

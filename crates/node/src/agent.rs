@@ -1,7 +1,7 @@
 //! The agent: what its parts share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::machine::Machine;
 use crate::publish::Publishing;
+use crate::resolver::{Resolvers, Upstream};
 use crate::seal::{Key, SealError};
 use crate::store::{self, InstanceRow, PoolRow, SealedRow, Store, StoreError, TenantRow, UserRow};
 
@@ -27,6 +28,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// The agent's address.
     pub socket: PathBuf,
+    /// Whom it asks for the names that machines reach; the host's resolvers where there is none.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// Something the agent knows could not be found or read.
@@ -66,6 +69,10 @@ pub struct Agent {
     pub admissions: Admissions,
     /// Ports of the host that lead to machines.
     pub publishing: Publishing,
+    /// Where machines ask for names.
+    pub resolvers: Resolvers,
+    /// Whom the agent asks for them.
+    pub upstream: Upstream,
     /// Cold boots at once: each keeps a core busy for a second and more.
     pub boots: Semaphore,
     /// Who makes bases.
@@ -86,6 +93,7 @@ impl Agent {
     /// Puts the parts together.
     pub fn new(config: Config, store: Store, hands: Host, boot_id: String, node_key: Key) -> Self {
         let boots = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+        let upstream = Upstream::new(config.resolvers.clone());
         Self {
             config,
             store,
@@ -94,6 +102,8 @@ impl Agent {
             started_at: store::now_secs(),
             admissions: Admissions::default(),
             publishing: Publishing::default(),
+            resolvers: Resolvers::default(),
+            upstream,
             boots: Semaphore::new(boots),
             bases: crate::bases::Makers::default(),
             demand: crate::spares::Demand::default(),

@@ -41,6 +41,7 @@ pub async fn tenant(agent: &Arc<Agent>, id: &TenantId) -> Result<Vec<String>, Ap
     let mut gone = destroyed.into_iter().collect::<Result<Vec<_>, _>>()?;
     reached(KillPoint::DestroyMachinesGone);
     remove_bases(agent, id).await?;
+    agent.resolvers.close(id).await;
     agent.hands.remove_network(row.net_id).await.map_err(|error| ApiError {
         code: ErrorCode::Failed,
         message: error.to_string(),
@@ -116,6 +117,9 @@ pub async fn pool(agent: &Arc<Agent>, tenant: &TenantId, id: &PoolId) -> Result<
         })
         .await?;
     gone.push(address);
+    if let Err(error) = agent.resolvers.keep(agent, &owner).await {
+        tracing::warn!(%error, %tenant, "after the end of pool {id}");
+    }
     // Gateways that run learn that its routes are gone. One that does not is no reason to keep the pool.
     for behind in deploy::refresh(agent, &owner).await {
         tracing::warn!(%behind, pool = %id, "after the pool's end");

@@ -14,6 +14,7 @@
 //! | [`hostbound`] | port 53: what gateways ask |
 //! | [`denials`] | how many of them are audited when they may not be |
 //! | [`publish`] | ports of the host that lead to machines |
+//! | [`resolver`] | names that machines reach, at each tenant's `.1` |
 //! | [`deploy`] | from a manifest to what is there |
 //! | [`backup`] | data disks to files and back |
 //! | [`create`] | ids, addresses, uids and disks for new instances |
@@ -43,6 +44,7 @@ pub mod machine;
 pub mod policy;
 pub mod pools;
 pub mod publish;
+pub mod resolver;
 pub mod scale;
 pub mod seal;
 pub mod session;

@@ -179,6 +179,9 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
         if let Err(error) = agent.hands.ensure_network(agent.network_of(tenant)).await {
             tracing::error!(tenant = %tenant.id, %error, "a tenant's network could not be repaired");
         }
+        if let Err(error) = agent.resolvers.keep(agent, tenant).await {
+            tracing::error!(tenant = %tenant.id, %error, "a tenant's resolver is not there");
+        }
     }
     let priority = |row: &store::InstanceRow| {
         let pool = pools.iter().find(|p| p.tenant == row.place.tenant && p.spec.id == row.place.pool);

@@ -7,9 +7,7 @@ use mvm_model::{Egress, HostName};
 use mvm_network::{ResolverSockets, TenantNetwork};
 
 use crate::frames::Seen;
-use crate::lab::{
-    Answer, Lab, METADATA, Machine, PRIVATE, PUBLIC, WAIT, WHO, expected, only, port, run, within,
-};
+use crate::lab::{Answer, Lab, METADATA, Machine, PRIVATE, PUBLIC, WAIT, expected, only, port, run, within};
 
 const LONG: Duration = Duration::from_secs(600);
 

@@ -74,6 +74,9 @@ pub(super) async fn bring_about(
         problems.add(format!("the network of {}: {error}", tenant.id));
     }
     reached(KillPoint::DeployNetworkMade);
+    if let Err(error) = agent.resolvers.keep(agent, tenant).await {
+        problems.add(format!("the resolver of {}: {error}", tenant.id));
+    }
     agent.publishing.keep_only(&tenant.id, &wanted.publish).await;
     for port in bound {
         agent.publishing.open(agent, tenant, port);

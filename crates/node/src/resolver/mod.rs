@@ -1,0 +1,181 @@
+//! What machines reach by name: the resolver at each tenant's `.1`, for pools whose egress names hosts.
+//!
+//! An address is an identity, so who asks is known: a machine is told about the names of its pool and about nothing else, as
+//! questions carry data too. Addresses are told only once they are let in, and stay so for somewhat longer than the machine is told.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `question` | questions and answers as they are sent |
+//! | `listen` | the sockets, and how much is taken at once |
+//! | `upstream` | the host's resolvers |
+
+mod listen;
+mod question;
+mod upstream;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mvm_model::{Egress, HostName, TenantId};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::agent::Agent;
+use crate::store::{self, TenantRow};
+
+use question::{Kind, Reply};
+pub use upstream::{Found, LookupFailed, Upstream};
+
+/// How much longer an address is let in than machines are told that it holds: a connection may begin at the last moment, and a
+/// machine's clock may stand still meanwhile.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// The resolvers of tenants that have one.
+#[derive(Debug, Default)]
+pub struct Resolvers {
+    open: Mutex<HashMap<TenantId, AbortOnDropHandle<()>>>,
+}
+
+impl Resolvers {
+    /// Has a tenant have a resolver exactly where a pool of it reaches something by name. Its network has to be there.
+    ///
+    /// # Errors
+    /// In words, for people.
+    pub async fn keep(&self, agent: &Arc<Agent>, tenant: &TenantRow) -> Result<(), String> {
+        let id = tenant.id.clone();
+        let pools = agent.store.read(move |tx| store::pools(tx, Some(&id))).await;
+        let pools = pools.map_err(|error| error.to_string())?;
+        if !pools.iter().any(|pool| !pool.doomed && pool.spec.egress.names().next().is_some()) {
+            self.close(&tenant.id).await;
+            return Ok(());
+        }
+        let sockets = match agent.hands.open_resolver(agent.network_of(tenant)).await {
+            Ok(sockets) => sockets,
+            // In a network that was made anew they could be opened.
+            Err(_) if self.is_open(&tenant.id) => return Ok(()),
+            Err(error) => return Err(format!("names cannot be answered: {error}")),
+        };
+        let resolver =
+            Arc::new(Resolver { agent: Arc::clone(agent), tenant: tenant.clone(), told: Mutex::default() });
+        let serving = async move {
+            let decide = move |who, asked| {
+                let resolver = Arc::clone(&resolver);
+                async move { resolver.decide(who, asked).await }
+            };
+            if let Err(error) = listen::serve(sockets, decide).await {
+                tracing::error!(%error, "a tenant's resolver ended");
+            }
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(serving));
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.id.clone(), task);
+        Ok(())
+    }
+
+    /// Closes a tenant's resolver: its sockets would keep the tenant's network alive.
+    pub async fn close(&self, tenant: &TenantId) {
+        let task = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+        if let Some(task) = task {
+            task.abort();
+            // It ends as one that was told to, and has the sockets until then.
+            let _ = task.await;
+        }
+    }
+
+    fn is_open(&self, tenant: &TenantId) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(tenant).is_some_and(|task| !task.is_finished())
+    }
+}
+
+/// One tenant's.
+#[derive(Debug)]
+struct Resolver {
+    agent: Arc<Agent>,
+    tenant: TenantRow,
+    /// Until when which addresses of a name are let in.
+    told: Mutex<HashMap<HostName, HashMap<Ipv4Addr, Instant>>>,
+}
+
+impl Resolver {
+    async fn decide(&self, who: Ipv4Addr, asked: Kind) -> Reply {
+        let (name, wants_addresses) = match asked {
+            Kind::Addresses(name) => (name, true),
+            Kind::Other(name) => (name, false),
+            _ => return Reply::Refused,
+        };
+        match self.egress_of(who).await {
+            Some(egress) if egress.names().any(|allowed| *allowed == name) => {
+                if wants_addresses {
+                    self.addresses(&egress, &name).await
+                } else {
+                    Reply::Nothing
+                }
+            }
+            _ => {
+                tracing::debug!(tenant = %self.tenant.id, %who, %name, "a name that may not be reached was asked for");
+                Reply::Refused
+            }
+        }
+    }
+
+    /// What the machine with this address may reach.
+    async fn egress_of(&self, who: Ipv4Addr) -> Option<Egress> {
+        let machines =
+            self.agent.machines(|machine| machine.ip == who && machine.place.tenant == self.tenant.id);
+        let machine = machines.first()?;
+        Some(self.agent.pool(&self.tenant.id, &machine.place.pool).await.ok()?.spec.egress)
+    }
+
+    async fn addresses(&self, egress: &Egress, name: &HostName) -> Reply {
+        let (mut addresses, ttl) = match self.agent.upstream.look_up(name).await {
+            Ok(Found::Addresses(addresses, ttl)) => (addresses, ttl),
+            Ok(Found::Nothing) => return Reply::Nothing,
+            Ok(Found::NoName) => return Reply::NoName,
+            Err(error) => {
+                tracing::warn!(tenant = %self.tenant.id, %error, "a machine asked for a name");
+                return Reply::Failed;
+            }
+        };
+        let all = addresses.len();
+        addresses.retain(|address| mvm_host::may_be_told(egress, *address));
+        if addresses.len() < all {
+            tracing::warn!(tenant = %self.tenant.id, %name, "a name has addresses that no name leads to: they are not told");
+        }
+        if addresses.is_empty() {
+            return Reply::Nothing;
+        }
+        if let Err(error) = self.let_in(name, &addresses, ttl).await {
+            tracing::error!(tenant = %self.tenant.id, %name, %error, "a name's addresses could not be let in");
+            return Reply::Failed;
+        }
+        Reply::Addresses(addresses, ttl)
+    }
+
+    /// Has addresses be let in for longer than they hold; that those of a kept answer are, is known.
+    async fn let_in(
+        &self,
+        name: &HostName,
+        addresses: &[Ipv4Addr],
+        ttl: Duration,
+    ) -> Result<(), mvm_host::HostError> {
+        let now = Instant::now();
+        {
+            let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let long_enough = |address| {
+                let until = told.get(name).and_then(|of_name| of_name.get(address));
+                until.is_some_and(|until| *until >= now + ttl + GRACE / 2)
+            };
+            if addresses.iter().all(long_enough) {
+                return Ok(());
+            }
+        }
+        let network = self.agent.network_of(&self.tenant);
+        self.agent.hands.let_reach(network, name.clone(), addresses.to_vec(), ttl + GRACE).await?;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_name = told.entry(name.clone()).or_default();
+        of_name.retain(|_, until| *until > now);
+        of_name.extend(addresses.iter().map(|address| (*address, now + ttl + GRACE)));
+        Ok(())
+    }
+}
