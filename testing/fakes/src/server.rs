@@ -82,7 +82,7 @@ where
     while let Ok((stream, _)) = listener.accept().await {
         let answer = answer.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request));
+            let service = service_fn(answer);
             // A client that leaves, or a fault that was ordered.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
