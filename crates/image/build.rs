@@ -54,7 +54,8 @@ fn build_guest(workspace: &Path) -> Result<PathBuf> {
     for watched in crates.into_iter().chain(["Cargo.toml", "Cargo.lock"]) {
         println!("cargo:rerun-if-changed={}", workspace.join(watched).display());
     }
-    let target = if has_target(MUSL)? { MUSL } else { GNU };
+    // The guest's TLS library is C, for which musl has a compiler of its own (Debian: musl-tools).
+    let target = if has_target(MUSL)? && has_program("musl-gcc") { MUSL } else { GNU };
     let target_folder = workspace.join("target/guest");
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
@@ -97,6 +98,11 @@ fn has_target(target: &str) -> Result<bool> {
     let output =
         Command::new(variable("RUSTC")?).args(["--print", "target-libdir", "--target", target]).output()?;
     Ok(output.status.success() && Path::new(String::from_utf8(output.stdout)?.trim()).is_dir())
+}
+
+fn has_program(name: &str) -> bool {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&folders).any(|folder| folder.join(name).is_file())
 }
 
 /// Rust source of the table of built-in recipes: `(recipe, file, content)`.
