@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mvm_protocol::{HOST_STREAMS, MAX_GATEWAY_STREAMS};
 
-use super::{GatewayError, TrustedProxy};
+use super::{GatewayError, OpenClawConfig, TrustedProxy};
 
 /// What a gateway needs to know to start.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Config {
     pub trusted_proxy: TrustedProxy,
     /// How much and how long.
     pub limits: Limits,
+    /// For a gateway of a tenant of OpenClaw.
+    pub openclaw: OpenClawConfig,
 }
 
 /// How much a gateway takes on, and how long it waits.
@@ -68,13 +70,15 @@ impl Default for Config {
             listen: Ipv4Addr::UNSPECIFIED,
             trusted_proxy: TrustedProxy::DefaultRoute,
             limits: Limits::default(),
+            openclaw: OpenClawConfig::default(),
         }
     }
 }
 
 impl Config {
     /// The defaults, changed by what `variable` finds: `MVM_GATEWAY_ROUTES`, `MVM_GATEWAY_HOST_SOCKET`, `MVM_GATEWAY_READY`
-    /// (paths), `MVM_TRUSTED_PROXY` (an IPv4 address), `MVM_GATEWAY_HOLD_SECONDS`.
+    /// `MVM_GATEWAY_CONFIG`, `MVM_GATEWAY_SECRETS`, `MVM_GATEWAY_DATA`, `SSL_CERT_FILE` (paths), `MVM_TRUSTED_PROXY` (an IPv4
+    /// address), `MVM_GATEWAY_HOLD_SECONDS`, `MVM_GATEWAY_METRICS` (address and port).
     ///
     /// # Errors
     /// [`GatewayError::Variable`]
@@ -84,10 +88,21 @@ impl Config {
             ("MVM_GATEWAY_ROUTES", &mut config.routes),
             ("MVM_GATEWAY_HOST_SOCKET", &mut config.host_socket),
             ("MVM_GATEWAY_READY", &mut config.ready),
+            ("MVM_GATEWAY_CONFIG", &mut config.openclaw.machine_config),
+            ("MVM_GATEWAY_SECRETS", &mut config.openclaw.secrets),
+            ("MVM_GATEWAY_DATA", &mut config.openclaw.data),
         ] {
             if let Some(value) = variable(name) {
                 *path = value.into();
             }
+        }
+        config.openclaw.more_roots = variable("SSL_CERT_FILE").map(PathBuf::from);
+        let name = "MVM_GATEWAY_METRICS";
+        if let Some(value) = variable(name) {
+            let Ok(address) = value.parse() else {
+                return Err(GatewayError::Variable { name, value, expected: "an IPv4 address and a port" });
+            };
+            config.openclaw.metrics = address;
         }
         let name = "MVM_TRUSTED_PROXY";
         if let Some(value) = variable(name) {

@@ -138,7 +138,7 @@ impl Listeners {
     }
 }
 
-fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
+pub(super) fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     // Connections have it from their port: a client that vanished must not keep a place for ever.

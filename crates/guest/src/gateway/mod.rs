@@ -13,6 +13,7 @@
 //! | `tunnel`, `websocket` | a connection that has switched protocols |
 //! | `headers`, `body`, `refusal` | what is changed on the way, streaming, answers of the gateway's own |
 //! | `access_log` | a line for each request |
+//! | `openclaw` | Telegram, and the APIs of workers, for a tenant of OpenClaw |
 //!
 //! Each request, also on a reused connection, takes a [Hold](hold::Hold) of its own and gives it back when the
 //! last byte of the answer has gone out or the client has left.
@@ -25,6 +26,7 @@ mod exchange;
 mod headers;
 mod hold;
 mod listen;
+mod openclaw;
 mod peer;
 mod refusal;
 mod run;
@@ -35,6 +37,7 @@ mod upstream;
 mod websocket;
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,6 +46,7 @@ use mvm_model::routes::InvalidRoutes;
 
 pub use access_log::AccessLog;
 pub use config::{Config, Limits};
+pub use openclaw::OpenClawConfig;
 pub use peer::TrustedProxy;
 pub use run::run;
 
@@ -77,6 +81,14 @@ pub enum GatewayError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// `config.json` is not JSON of the right shape.
+    #[error("{path} is not understood: {source}; are host and guest of different versions?")]
+    MachineConfig {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
     /// The routes cannot decide.
     #[error("{path}: {source}")]
     Routes {
@@ -103,6 +115,11 @@ pub struct Gateway {
     routes: PathBuf,
     shared: Arc<Shared>,
     listeners: Listeners,
+    listen: Ipv4Addr,
+    host_socket: PathBuf,
+    openclaw_config: OpenClawConfig,
+    /// Where the machine is of a tenant of OpenClaw.
+    openclaw: Option<openclaw::OpenClaw>,
 }
 
 impl Gateway {
@@ -118,26 +135,62 @@ impl Gateway {
             }
             read => read?,
         };
-        let routes = config.routes.clone();
-        let mut gateway =
-            Gateway { routes, listeners: Listeners::on(config.listen), shared: Shared::new(config, log) };
+        let listen = config.listen;
+        let mut gateway = Gateway {
+            routes: config.routes.clone(),
+            listeners: Listeners::on(listen),
+            listen,
+            host_socket: config.host_socket.clone(),
+            openclaw_config: config.openclaw.clone(),
+            openclaw: None,
+            shared: Shared::new(config, log),
+        };
         gateway.adopt(table).await?;
+        gateway.adopt_openclaw().await?;
         Ok(gateway)
     }
 
     /// Reads the routes again: opens new ports, closes those that are gone. Connections are left alone.
     ///
     /// # Errors
-    /// As for [`Gateway::start`]; then everything is as it was.
+    /// As for [`Gateway::start`]; then the routes are as they were.
     pub async fn reload(&mut self) -> Result<(), GatewayError> {
+        // Neither waits for the other to be mended.
+        let openclaw = self.adopt_openclaw().await;
         let table = read_table(&self.routes).await?;
-        self.adopt(table).await
+        self.adopt(table).await?;
+        openclaw
+    }
+
+    async fn adopt_openclaw(&mut self) -> Result<(), GatewayError> {
+        let running = self.openclaw.take();
+        let (config, socket) = (&self.openclaw_config, &self.host_socket);
+        match openclaw::adopt(running, &self.shared, config, self.listen, socket).await {
+            Ok(running) => {
+                self.openclaw = running;
+                Ok(())
+            }
+            Err((running, error)) => {
+                self.openclaw = running;
+                Err(error)
+            }
+        }
     }
 
     /// Stops accepting, lets requests in flight finish for as long as [`Limits::drain`] says, then ends them.
     pub async fn shutdown(mut self) {
         self.listeners.close_all().await;
-        self.shared.drain().await;
+        // What workers have in hand is among the connections that are drained.
+        let mut openclaw = self.openclaw.take();
+        let stopping = async {
+            if let Some(openclaw) = &mut openclaw {
+                openclaw.stop().await;
+            }
+        };
+        tokio::join!(stopping, self.shared.drain());
+        if let Some(openclaw) = openclaw {
+            openclaw.finish().await;
+        }
     }
 
     async fn adopt(&mut self, table: RoutingTable) -> Result<(), GatewayError> {

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{AccessLog, Config, Gateway, GatewayError, Limits, note};
 
-/// Runs until SIGTERM or SIGINT; SIGHUP reads the routes again. The access log goes to standard output.
+/// Runs until SIGTERM or SIGINT; SIGHUP reads the routes, the config and the secrets again. The access log goes to standard output.
 ///
 /// # Errors
 /// What keeps the gateway from starting; later troubles are noted on standard error and survived.
@@ -65,9 +65,9 @@ fn remove(ready: &Path) -> Result<(), GatewayError> {
     }
 }
 
-/// A connection needs a descriptor, a Hold two more; what a service is given by default is less than that.
+/// A connection needs a descriptor, a Hold two more, and workers of OpenClaw and the services outside the rest; what a service is given by default is less than that.
 fn raise_descriptor_limit(limits: &Limits) {
-    let needed = (limits.connections + 2 * limits.holds + 64) as u64;
+    let needed = (limits.connections + 2 * limits.holds + 1024) as u64;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_none_or(|current| current >= needed) {
         return;

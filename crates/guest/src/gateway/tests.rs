@@ -6,5 +6,6 @@ mod harness;
 mod holding;
 mod http2;
 mod limits;
+mod openclaw;
 mod service;
 mod upgrades;

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, timeout};
 
-use super::super::{AccessLog, Config, Gateway, Limits, TrustedProxy};
+use super::super::{AccessLog, Config, Gateway, Limits, OpenClawConfig, TrustedProxy};
 
 /// The port that tests publish; every gateway has an address of its own.
 pub(super) const PORT: u16 = 8080;
@@ -32,7 +32,7 @@ pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
 }
 
 /// A loopback address that no other test uses, in this process or in another.
-fn own_address() -> Ipv4Addr {
+pub(super) fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     Ipv4Addr::from_bits(0x7f80_0000 | (std::process::id() & 0x7fff) << 8 | next)
@@ -66,7 +66,15 @@ pub(super) struct Setup {
 }
 
 pub(super) fn config(folder: &TempDir, limits: Limits) -> Config {
+    let path = |name: &str| folder.path().join(name);
+    let openclaw = OpenClawConfig {
+        machine_config: path("config.json"),
+        secrets: path("secrets"),
+        data: path("data"),
+        ..OpenClawConfig::default()
+    };
     Config {
+        openclaw,
         routes: folder.path().join("routes.json"),
         host_socket: folder.path().join("host.sock"),
         ready: folder.path().join("run/gateway.ready"),
@@ -143,7 +151,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    fn start(socket: PathBuf, answering: Answering) -> Host {
+    pub(super) fn start(socket: PathBuf, answering: Answering) -> Host {
         let seen = watch::Sender::new(Seen::default());
         let listener = UnixListener::bind(socket).unwrap();
         let answering = Arc::new(answering);

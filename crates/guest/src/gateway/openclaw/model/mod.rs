@@ -1,0 +1,197 @@
+//! The model API for workers: their own token in, the real key out, and what it costs counted.
+//!
+//! | file | does |
+//! |---|---|
+//! | `meter` | reads from an answer on its way what it used |
+//! | `prices` | what that costs, by estimate |
+//! | `spending` | what each person has used, by month, and kept |
+
+mod meter;
+mod prices;
+mod spending;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use super::super::headers;
+use super::Context;
+use super::outgoing::{Body, OutgoingError, full};
+use super::settings::{Person, Settings, same_secret};
+
+use meter::Metered;
+pub(super) use spending::Spending;
+
+/// A model may think for so long before it says anything, and between two words.
+const SILENCE: Duration = Duration::from_secs(300);
+/// What the API takes.
+const LARGEST: usize = 32 << 20;
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// An answer of the gateway's own that says no, in the API's form.
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+}
+
+impl Refused {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Refused {
+        Refused { status, kind, message: message.into() }
+    }
+
+    fn into_response(self) -> Response<Body> {
+        let body = json!({ "type": "error", "error": { "type": self.kind, "message": self.message } });
+        let mut response = Response::new(full(body.to_string()));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+/// Answers a worker's request; `path` is what follows `/anthropic`.
+pub(super) async fn answer(
+    context: &Arc<Context>,
+    source: Ipv4Addr,
+    path: &str,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let settings = context.settings();
+    let person = match identify(&settings, source, request.headers()) {
+        Ok(person) => person,
+        Err(refused) => return refused.into_response(),
+    };
+    let (name, answered) = match (request.method(), path) {
+        (&Method::POST, "/v1/messages") => {
+            ("messages", messages(context, &settings, person, path, request).await)
+        }
+        (&Method::POST, "/v1/messages/count_tokens") => {
+            ("count_tokens", pass_on(context, &settings, path, request).await.map(unmetered))
+        }
+        (&Method::GET, path) if is_about_models(path) => {
+            ("models", pass_on(context, &settings, path, request).await.map(unmetered))
+        }
+        _ => {
+            let text = "this is not for workers: messages, count_tokens and models are";
+            ("other", Err(Refused::new(StatusCode::NOT_FOUND, "not_found_error", text)))
+        }
+    };
+    let response = answered.unwrap_or_else(Refused::into_response);
+    context.metrics.called(&person.served.user, name, response.status().as_u16());
+    response
+}
+
+fn identify<'a>(
+    settings: &'a Settings,
+    source: Ipv4Addr,
+    headers: &HeaderMap,
+) -> Result<&'a Person, Refused> {
+    let person = settings.by_address(source).ok_or_else(|| {
+        Refused::new(StatusCode::FORBIDDEN, "permission_error", "this address is no worker's")
+    })?;
+    let key = headers.get(API_KEY).and_then(|key| key.to_str().ok());
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
+    match key.or(bearer) {
+        Some(token) if same_secret(token, &person.worker_token) => Ok(person),
+        _ => Err(Refused::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key")),
+    }
+}
+
+/// The list, or one of plain name.
+fn is_about_models(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
+    match path.strip_prefix("/v1/models") {
+        Some("") => true,
+        Some(rest) => rest
+            .strip_prefix('/')
+            .is_some_and(|id| !id.is_empty() && id.bytes().all(plain) && id != "." && id != ".."),
+        None => false,
+    }
+}
+
+async fn messages(
+    context: &Arc<Context>,
+    settings: &Settings,
+    person: &Person,
+    path: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Refused> {
+    let user = person.served.user.clone();
+    if let Some(limit) = person.served.monthly_limit_cents
+        && context.spending.reached(&user, limit)
+    {
+        context.metrics.over_limit(&user);
+        // Of a kind that clients show as it is, and do not try again.
+        let text = spending::limit_text(limit);
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "invalid_request_error", text));
+    }
+    let response = pass_on(context, settings, path, request).await?;
+    if !response.status().is_success() {
+        return Ok(unmetered(response));
+    }
+    let counted = Arc::clone(context);
+    let (head, body) = response.into_parts();
+    let is_stream =
+        head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let metered = Metered::new(body, is_stream, SILENCE, move |used| counted.spending.add(&user, &used));
+    Ok(Response::from_parts(head, metered.boxed_unsync()))
+}
+
+fn unmetered(response: Response<Incoming>) -> Response<Body> {
+    response.map(|body| Metered::new(body, false, SILENCE, drop).boxed_unsync())
+}
+
+/// Passes a request on as it comes, with the real key.
+async fn pass_on(
+    context: &Context,
+    settings: &Settings,
+    path: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Incoming>, Refused> {
+    let bad_gateway = |text: String| Refused::new(StatusCode::BAD_GATEWAY, "api_error", text);
+    let key = settings.model_key.as_deref().and_then(|key| HeaderValue::from_str(key).ok());
+    let key = key.ok_or_else(|| bad_gateway("the gateway has no anthropic/ANTHROPIC_API_KEY".to_owned()))?;
+    let (head, body) = request.into_parts();
+    let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let uri = format!("{}{path}{query}", settings.endpoints.anthropic);
+    let outgoing = Request::builder().method(head.method).uri(uri);
+    let body = Limited::new(body, LARGEST).boxed_unsync();
+    let mut outgoing = outgoing.body(body).map_err(|_| bad_gateway("the endpoint is no URL".to_owned()))?;
+    *outgoing.headers_mut() = toward_service(head.headers, key);
+    let answered = context.outgoing.send(outgoing, SILENCE).await;
+    let mut response = answered.map_err(|error| match error {
+        OutgoingError::Lost(text) if text.contains("length limit") => Refused::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            "the request has more than 32 MB",
+        ),
+        error => bad_gateway(format!("the model API {error}")),
+    })?;
+    headers::toward_client(response.headers_mut());
+    response.headers_mut().remove(header::SET_COOKIE);
+    Ok(response)
+}
+
+/// What the service is told: nothing of how the worker reached the gateway. Answers come plain, so that they can be read.
+fn toward_service(mut headers: HeaderMap, key: HeaderValue) -> HeaderMap {
+    headers::toward_client(&mut headers);
+    for name in [header::HOST, header::COOKIE, header::AUTHORIZATION, header::EXPECT, header::FORWARDED] {
+        headers.remove(name);
+    }
+    let forwarded: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+    for name in forwarded {
+        headers.remove(name);
+    }
+    headers.insert(API_KEY, key);
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers
+}

@@ -1,0 +1,153 @@
+//! Who is served, by which worker, with which keys.
+
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use mvm_protocol::openclaw::{
+    Endpoints, GatewayConfig, OpenClaw, Served, webhook_secret, worker_bot_token, worker_token,
+};
+use serde::Deserialize;
+
+use super::super::GatewayError;
+use super::OpenClawConfig;
+
+/// A snapshot; a call that began with it ends with it.
+pub(super) struct Settings {
+    pub(super) endpoints: Endpoints,
+    pub(super) people: Vec<Person>,
+    /// None: Telegram is left alone.
+    pub(super) bot: Option<BotToken>,
+    /// None: there are no models.
+    pub(super) model_key: Option<String>,
+}
+
+/// Somebody who is served, and what their worker knows.
+pub(super) struct Person {
+    pub(super) served: Served,
+    /// What their worker says to the model API.
+    pub(super) worker_token: String,
+    /// What it says to the Bot API.
+    pub(super) bot_token: String,
+    /// What is said to it with an update.
+    pub(super) webhook_secret: String,
+}
+
+/// A token of Telegram's: `<bot id>:<secret>`.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct BotToken {
+    id: u64,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct MachineFile {
+    #[serde(default)]
+    openclaw: Option<OpenClaw>,
+}
+
+impl Settings {
+    /// None where the machine is no gateway of an OpenClaw tenant.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not what it should be.
+    pub(super) async fn load(config: &OpenClawConfig) -> Result<Option<Settings>, GatewayError> {
+        let Some(gateway) = read_block(&config.machine_config).await? else { return Ok(None) };
+        let secret = async |name: &str| read_secret(&config.secrets.join(name)).await;
+        let Some(key) = secret("openclaw/OPENCLAW_TOKEN_KEY").await? else {
+            let path = config.secrets.join("openclaw/OPENCLAW_TOKEN_KEY");
+            return Err(GatewayError::File { path, source: io::ErrorKind::NotFound.into() });
+        };
+        let bot = secret("telegram/TELEGRAM_BOT_TOKEN").await?;
+        let bot = bot.map(|text| BotToken::parse(&text)).transpose()?;
+        let model_key = secret("anthropic/ANTHROPIC_API_KEY").await?;
+        let model_key = model_key.map(|key| String::from_utf8_lossy(&key).trim().to_owned());
+        let people = gateway.users.into_iter().map(|served| Person::new(served, &key)).collect();
+        Ok(Some(Settings { endpoints: gateway.endpoints, people, bot, model_key }))
+    }
+
+    /// Whose private chat this is.
+    pub(super) fn by_telegram(&self, id: i64) -> Option<&Person> {
+        self.people.iter().find(|person| person.served.telegram == Some(id))
+    }
+
+    /// Whose worker has this address.
+    pub(super) fn by_address(&self, ip: Ipv4Addr) -> Option<&Person> {
+        self.people.iter().find(|person| person.served.ip == ip)
+    }
+
+    /// Somebody by name.
+    pub(super) fn by_name(&self, user: &str) -> Option<&Person> {
+        self.people.iter().find(|person| person.served.user == user)
+    }
+}
+
+/// Keys are not for logs.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("people", &self.people.len()).finish_non_exhaustive()
+    }
+}
+
+impl Person {
+    fn new(served: Served, key: &[u8]) -> Person {
+        let worker_token = worker_token(key, served.instance_id);
+        let (bot_token, webhook_secret) = (worker_bot_token(&worker_token), webhook_secret(&worker_token));
+        Person { served, worker_token, bot_token, webhook_secret }
+    }
+}
+
+impl BotToken {
+    fn parse(text: &[u8]) -> Result<BotToken, GatewayError> {
+        let text = String::from_utf8_lossy(text).trim().to_owned();
+        let parts = text.split_once(':');
+        let secret =
+            |secret: &str| secret.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        let id =
+            parts.filter(|(_, rest)| !rest.is_empty() && secret(rest)).and_then(|(id, _)| id.parse().ok());
+        id.map(|id| BotToken { id, text }).ok_or_else(|| GatewayError::Variable {
+            name: "TELEGRAM_BOT_TOKEN",
+            value: "(not shown)".to_owned(),
+            expected: "a token as @BotFather gives it, <number>:<letters>,",
+        })
+    }
+
+    /// The bot's own id, which stays when its token is changed.
+    pub(super) fn bot_id(&self) -> u64 {
+        self.id
+    }
+
+    /// All of it.
+    pub(super) fn expose(&self) -> &str {
+        &self.text
+    }
+}
+
+async fn read_block(path: &Path) -> Result<Option<GatewayConfig>, GatewayError> {
+    let text = match tokio::fs::read(path).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| GatewayError::File { path: path.to_owned(), source })?,
+    };
+    let file: MachineFile = serde_json::from_slice(&text)
+        .map_err(|source| GatewayError::MachineConfig { path: path.to_owned(), source })?;
+    Ok(match file.openclaw {
+        Some(OpenClaw::Gateway(gateway)) => Some(gateway),
+        Some(OpenClaw::Worker(_)) | None => None,
+    })
+}
+
+/// None where there is no such file, or nothing in it.
+async fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, GatewayError> {
+    match tokio::fs::read(path).await {
+        Ok(content) => Ok(Some(content).filter(|content| !content.is_empty())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(GatewayError::File { path: path.to_owned(), source }),
+    }
+}
+
+/// Whether two secrets are the same, in a time that does not tell where they differ.
+pub(super) fn same_secret(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
