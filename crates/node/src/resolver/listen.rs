@@ -270,7 +270,7 @@ mod tests {
         let mut one_more = TcpStream::connect(tcp).await.unwrap();
         ask_by_connection(&mut one_more, "many.example.org.").await.unwrap_err();
         drop(streams.pop());
-        let mut again = || async {
+        let again = || async {
             let mut stream = TcpStream::connect(tcp).await.unwrap();
             ask_by_connection(&mut stream, "many.example.org.").await
         };
