@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mvm_harness::{Lab, assert_tidy, now};
+use mvm_harness::{Lab, assert_tidy, kill, now};
 
 use crate::shell::{MANIFEST, POOL};
 
@@ -93,7 +93,22 @@ fn what_a_machine_planned_outlives_the_agent_and_wakes_it_in_time() {
     assert!((-500.0..1500.0).contains(&late), "{late} ms late");
     assert!(lab.info(POOL)["wake_at"].is_null());
 
+    // One that failed is started for it, unless that is left to persons.
+    for (policy, state) in [("on-demand", "running"), ("never", "failed")] {
+        lab.mvm(&["pool", "update", POOL, "--restart-policy", policy]);
+        kill(u32::try_from(lab.info(POOL)["pid"].as_u64().unwrap()).unwrap());
+        wait_until(&lab, "failed");
+        lab.stop_agent();
+        plan(&lab, now() as u64 + 3);
+        lab.start_agent();
+        lab.wait_for("the time that it named", || lab.info(POOL)["wake_at"].is_null());
+        assert_eq!(lab.state(POOL), state);
+    }
+    let started = lab.events("alice", "InstanceStarted").pop().unwrap();
+    assert!(started["detail"].as_str().unwrap().ends_with(", for its timer"), "{started}");
+
     // One that a person stopped has no plans.
+    lab.mvm(&["instance", "start", POOL]);
     lab.mvm(&["instance", "sleep", POOL]);
     lab.stop_agent();
     plan(&lab, now() as u64 + 3600);

@@ -75,6 +75,8 @@ pub struct Agent {
     pub upstream: Upstream,
     /// Cold boots at once: each keeps a core busy for a second and more.
     pub boots: Semaphore,
+    /// Sleeps by policy at once: after a start of the agent, many machines may be idle for as long.
+    pub idle_sleeps: Semaphore,
     /// Who makes bases.
     pub bases: crate::bases::Makers,
     /// Who wants VMMs that are started ahead.
@@ -105,6 +107,7 @@ impl Agent {
             resolvers: Resolvers::default(),
             upstream,
             boots: Semaphore::new(boots),
+            idle_sleeps: Semaphore::new(boots),
             bases: crate::bases::Makers::default(),
             demand: crate::spares::Demand::default(),
             alarms: crate::alarms::Alarms::default(),

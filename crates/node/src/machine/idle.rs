@@ -2,6 +2,7 @@
 //!
 //! Nothing is polled: a look says before when no other is worth it, and what does not run is not looked at.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mvm_model::{InstanceState, PoolSpec};
@@ -71,6 +72,9 @@ impl Task {
         };
         let mut verdict = self.facts(&pool, Guest::Unasked).verdict(now_millis());
         if verdict == Verdict::Ask {
+            if self.agent.idle_sleeps.available_permits() == 0 {
+                return self.look_soon();
+            }
             verdict = match self.ask_whether_idle().await {
                 Some(Ok(guest)) => self.facts(&pool, guest).verdict(now_millis()),
                 Some(Err(error)) => return self.look_later(&error),
@@ -80,11 +84,7 @@ impl Task {
         match verdict {
             // What was asked for meanwhile comes first.
             Verdict::Sleep if !self.mailbox.is_empty() => self.look_soon(),
-            Verdict::Sleep => {
-                if let Err(error) = self.sleep(Asker::Policy).await {
-                    self.look_later(&error);
-                }
-            }
+            Verdict::Sleep => self.sleep_in_turn().await,
             Verdict::NotBefore(at) => {
                 if let Some(idle) = &mut self.idle {
                     idle.failures = 0;
@@ -96,6 +96,14 @@ impl Task {
                 self.audit_deferred(&pool).await;
             }
             Verdict::Ask | Verdict::Never => {}
+        }
+    }
+
+    async fn sleep_in_turn(&mut self) {
+        let agent = Arc::clone(&self.agent);
+        let Ok(_turn) = agent.idle_sleeps.try_acquire() else { return self.look_soon() };
+        if let Err(error) = self.sleep(Asker::Policy).await {
+            self.look_later(&error);
         }
     }
 
