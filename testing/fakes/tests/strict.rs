@@ -1,5 +1,7 @@
 //! What the fakes take and what they refuse, as their documentation says: a test against a lenient fake proves nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
