@@ -98,6 +98,8 @@ async fn connection(context: Arc<Context>, stream: TcpStream, place: Place) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
+        // A worker that has slept would find an old connection broken, and not know what became of its call.
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let (closing, ending) = (context.gateway.closing.clone(), context.gateway.ending.clone());

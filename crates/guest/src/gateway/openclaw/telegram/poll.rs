@@ -42,6 +42,7 @@ impl Session {
                 asked["offset"] = json!(offset);
             }
             let limit = Duration::from_secs(seconds) + MARGIN;
+            let asked_at = Instant::now();
             let call = api::call(&self.context.outgoing, &settings, &bot, "getUpdates", &asked, limit);
             let answered = tokio::select! {
                 answered = call => answered,
@@ -57,11 +58,17 @@ impl Session {
                         note("Telegram answers again");
                     }
                     backoff.reset();
-                    if self.take_in(updates, offset).await {
+                    let is_new = self.take_in(updates, offset).await;
+                    if is_new {
                         last_new = Instant::now();
                     }
-                    let step = if last_new.elapsed() < LIVELY { STEP } else { LONG_STEP };
-                    if self.ledger.waiting() == 0 { Duration::ZERO } else { step }
+                    // Who is asked to wait and does not would be asked again and again.
+                    let idle = !is_new && seconds > 0 && asked_at.elapsed() < LONG_STEP;
+                    match self.ledger.waiting() {
+                        0 if !idle => Duration::ZERO,
+                        _ if last_new.elapsed() < LIVELY => STEP,
+                        _ => LONG_STEP,
+                    }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut troubled, true) {
