@@ -61,3 +61,6 @@ mod status;
 
 #[path = "daily/upgrade.rs"]
 mod upgrade;
+
+#[path = "daily/upgrade_pool.rs"]
+mod upgrade_pool;

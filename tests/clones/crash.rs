@@ -29,6 +29,14 @@ const fn table(point: KillPoint) -> &'static str {
         | RestoreStopped
         | RestoreReplaced
         | RestoreCommitted
+        | UpgradeBegun
+        | UpgradeStopped
+        | UpgradeKept
+        | UpgradeReady
+        | UpgradeCommitted
+        | UpgradeFailed
+        | UpgradeUndone
+        | UpgradeBack
         | DestroyMarked
         | DestroyBegun
         | DestroyEnded

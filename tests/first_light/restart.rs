@@ -30,6 +30,8 @@ const fn act(point: KillPoint) -> &'static str {
         PoolDestroyMarked | PoolDestroyMachinesGone => "pool-destroy",
         BackupAsleep => "backup",
         RestoreKept | RestoreBegun | RestoreStopped | RestoreReplaced | RestoreCommitted => "restore",
+        UpgradeBegun | UpgradeStopped | UpgradeKept | UpgradeReady | UpgradeCommitted | UpgradeFailed
+        | UpgradeUndone | UpgradeBack => "upgrade",
     }
 }
 

@@ -47,7 +47,7 @@ impl Deploy {
     /// # Errors
     /// Whatever kept it from being done.
     pub async fn run(self, connection: &Connection) -> Result<u8, Failure> {
-        let mode = DeployMode { dry_run: self.dry_run, restart: self.restart, only_new: false };
+        let mode = DeployMode { dry_run: self.dry_run, restart: self.restart, ..DeployMode::default() };
         if self.watch {
             return watch::until_told(connection, &self.file, mode, self.interval, self.output).await;
         }

@@ -79,7 +79,7 @@ impl OpenClaw {
         let image = image.transpose().map_err(|why| Failure::Usage(format!("--image: {why}")))?;
         let network = RequestedNetwork { net_id: self.net_id, subnet: self.subnet };
         let new = NewOpenClaw { tenant: self.tenant.clone(), network, image };
-        let mode = DeployMode { dry_run: self.dry_run, restart: false, only_new: true };
+        let mode = DeployMode { dry_run: self.dry_run, only_new: true, ..DeployMode::default() };
         let manifest = file.read_as(|text| Manifest::openclaw(text, new))?;
         let request = file.gather(&manifest, mode)?;
         let client = connection.agent().await?;

@@ -85,8 +85,12 @@ pub enum Pool {
     },
     /// Change what is wanted of a pool; what is not named stays
     ///
-    /// Lists (--egress, --secret-scope) are replaced as a whole. What can be changed in place is; machines take another
-    /// image and other resources at their next cold start.
+    /// Lists (--egress, --secret-scope) are replaced as a whole. What can be changed in place is; machines take other resources
+    /// at their next cold start.
+    ///
+    /// With --image, machines that run, are paused or sleep are upgraded, one at a time: each is shut down, its data disk is
+    /// copied, it is started with the new image and is as it was once it is ready. Where one does not get ready, it has its
+    /// earlier image and data disk again, the pool its earlier image, and those after it are left as they are.
     Update {
         /// The pool, as alice/workers
         pool: PoolAddress,
@@ -96,6 +100,9 @@ pub enum Pool {
         /// Restart its machines that run or sleep with another image or other resources, one at a time
         #[arg(long)]
         restart: bool,
+        /// Upgrade no machine: each takes another image at its next cold start, without a way back
+        #[arg(long, requires = "image")]
+        later: bool,
         /// Change nothing: show what would change, key by key
         #[arg(long)]
         dry_run: bool,
@@ -192,21 +199,15 @@ impl Pool {
                 let mode = DeployMode { dry_run, ..DeployMode::default() };
                 change(connection, pool, Verb::Create, keys, mode, output).await?;
             }
-            Pool::Update { pool, keys, restart, dry_run, output } => {
+            Pool::Update { pool, keys, restart, later, dry_run, output } => {
                 let keys = keys.keys()?;
                 if keys.is_empty() && !restart {
                     let message = "say what is to change: `mvm pool update --help` lists it";
                     return Err(Failure::Usage(message.to_owned()));
                 }
-                change(
-                    connection,
-                    pool,
-                    Verb::Update,
-                    keys,
-                    DeployMode { dry_run, restart, ..DeployMode::default() },
-                    output,
-                )
-                .await?;
+                let upgrade = keys.contains_key("image") && !later;
+                let mode = DeployMode { dry_run, restart, upgrade, ..DeployMode::default() };
+                change(connection, pool, Verb::Update, keys, mode, output).await?;
             }
             Pool::Destroy { pool, confirmation, output } => {
                 let asked = confirmation.is_needed("mvm pool destroy")?;

@@ -1,12 +1,13 @@
 //! Data disks: made, read, replaced.
 
 use std::fs::{File, Permissions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mvm_image::disk;
 use mvm_model::InstanceId;
+use rustix::fs::SeekFrom;
 use tempfile::NamedTempFile;
 
 use crate::host::Inner;
@@ -75,6 +76,37 @@ impl Host {
         .await
     }
 
+    /// Keeps a copy of an instance's data disk, to which nothing writes now, as the one that [`Host::replace_disk`] gives to it,
+    /// durably. It shares its blocks where the file system can.
+    ///
+    /// # Errors
+    /// Where it cannot be made: there is too little room, most likely.
+    pub async fn keep_copy(&self, instance: InstanceId) -> Result<(), HostError> {
+        let copy = self.new_disk().await?;
+        let copy = self.blocking(move |inner| {
+            let path = inner.paths.disk_of(instance);
+            let disk = File::open(&path).map_err(HostError::at(&path))?;
+            copy_whole(&disk, copy.file()).map_err(HostError::at(copy.0.path()))?;
+            Ok(copy)
+        });
+        self.keep_disk(copy.await?, instance).await
+    }
+
+    /// Removes the disk that was kept for an instance, if there is one.
+    ///
+    /// # Errors
+    /// Where it cannot be removed.
+    pub async fn forget_kept_disk(&self, instance: InstanceId) -> Result<(), HostError> {
+        self.blocking(move |inner| {
+            let path = inner.paths.restore_of(instance);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(HostError::at(&path)(error)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
     /// Makes it the disk that [`Host::replace_disk`] gives to an instance, durably.
     ///
     /// # Errors
@@ -112,6 +144,52 @@ impl Inner {
     }
 }
 
+/// Copies what is in a file that is to be as long and as sparse.
+fn copy_whole(from: &File, to: &File) -> std::io::Result<()> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let mut at = 0;
+    loop {
+        let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            found => found?,
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(begin))?;
+        rustix::fs::seek(from, SeekFrom::Start(begin))?;
+        rustix::fs::seek(to, SeekFrom::Start(begin))?;
+        std::io::copy(&mut from.take(end - begin), &mut &*to)?;
+        at = end;
+    }
+}
+
 fn sync(folder: &Path) -> Result<(), HostError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(HostError::at(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_same_content_and_the_same_holes() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(64 << 20).unwrap();
+        for (at, text) in [(0, &b"begin"[..]), (20 << 20, b"middle"), ((64 << 20) - 3, b"end")] {
+            from.write_all_at(text, at).unwrap();
+        }
+        copy_whole(&from, &to).unwrap();
+        let content = |file: &File| {
+            let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        assert!(content(&from) == content(&to));
+        assert!(to.metadata().unwrap().blocks() <= 2 * from.metadata().unwrap().blocks());
+    }
 }

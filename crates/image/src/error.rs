@@ -20,6 +20,14 @@ pub enum Error {
         /// What there is.
         known: String,
     },
+    /// There is such an image, of another version.
+    #[error("there is no image `{image}` in this mvm: it has {known}")]
+    UnknownVersion {
+        /// What was asked for.
+        image: String,
+        /// What there is of that name.
+        known: String,
+    },
     /// Recipes build on one another in a circle.
     #[error("the image `{name}` builds on itself: change `base` in its image.toml")]
     CircularBase {

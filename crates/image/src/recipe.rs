@@ -36,6 +36,8 @@ pub struct Recipe {
     text: String,
     /// The image's name.
     pub name: String,
+    /// What `name@version` asks for.
+    pub version: Option<String>,
     /// The built-in recipe it builds on.
     pub base: Option<String>,
     /// The packages it asks for by name; the lock has what these need.
@@ -138,6 +140,8 @@ struct Document {
 struct ImageTable {
     name: Spanned<String>,
     #[serde(default)]
+    version: Option<String>,
+    #[serde(default)]
     base: Option<String>,
     #[serde(default)]
     packages: Vec<Spanned<String>>,
@@ -160,6 +164,7 @@ impl Recipe {
             file: file.to_owned(),
             text: text.to_owned(),
             name: document.image.name.into_inner(),
+            version: document.image.version,
             base: document.image.base,
             packages: unspanned(document.image.packages),
             python_bytecode: unspanned(document.image.python_bytecode),

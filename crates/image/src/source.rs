@@ -43,12 +43,27 @@ impl Folder {
     fn open(source: &ImageSource) -> Result<Self> {
         match source {
             ImageSource::Path(path) => Ok(Self::Path(path.clone())),
-            ImageSource::BuiltIn(name) if ImageSource::built_in().contains(&name.as_str()) => {
-                Ok(Self::BuiltIn(name.clone()))
+            ImageSource::BuiltIn(image) => Self::open_built_in(image),
+        }
+    }
+
+    /// One by its name, or by `name@version` where its recipe says that version.
+    fn open_built_in(image: &str) -> Result<Self> {
+        let (name, version) = image.split_once('@').map_or((image, None), |(name, v)| (name, Some(v)));
+        if !ImageSource::built_in().contains(&name) {
+            return Err(Error::UnknownImage {
+                name: name.to_owned(),
+                known: ImageSource::built_in().join(", "),
+            });
+        }
+        let folder = Self::BuiltIn(name.to_owned());
+        match version {
+            Some(version) if folder.recipe()?.version.as_deref() != Some(version) => {
+                let known = folder.recipe()?.version.map(|version| format!("{name}@{version}"));
+                let known = known.unwrap_or_else(|| name.to_owned());
+                Err(Error::UnknownVersion { image: image.to_owned(), known })
             }
-            ImageSource::BuiltIn(name) => {
-                Err(Error::UnknownImage { name: name.clone(), known: ImageSource::built_in().join(", ") })
-            }
+            _ => Ok(folder),
         }
     }
 
@@ -314,6 +329,16 @@ mod tests {
             let plan = Plan::load(&ImageSource::BuiltIn(name.to_owned())).unwrap();
             assert_eq!(plan.image, name);
         }
+    }
+
+    #[test]
+    fn a_version_that_is_asked_for_is_the_recipe_s() {
+        let load = |image: &str| Plan::load(&ImageSource::BuiltIn(image.to_owned()));
+        assert_eq!(load("python@3.11").unwrap().image, "python");
+        let said = |image: &str| load(image).unwrap_err().to_string();
+        assert_eq!(said("python@3.10"), "there is no image `python@3.10` in this mvm: it has python@3.11");
+        assert_eq!(said("minimal@1"), "there is no image `minimal@1` in this mvm: it has minimal");
+        assert!(said("none@1").contains("no built-in image `none`"));
     }
 
     #[test]

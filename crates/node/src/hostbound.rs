@@ -300,7 +300,7 @@ fn rank(view: &View) -> (u8, InstanceId) {
 fn preference(state: InstanceState, act: Option<Intent>) -> u8 {
     match act {
         Some(Intent::Sleep | Intent::Warm) => 4,
-        Some(Intent::Stop | Intent::Restore | Intent::Destroy) => 6,
+        Some(Intent::Stop | Intent::Restore | Intent::Upgrade | Intent::Destroy) => 6,
         Some(Intent::Start | Intent::Wake | Intent::Resume) | None => match state {
             InstanceState::Running => 0,
             InstanceState::Warm => 1,

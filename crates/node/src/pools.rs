@@ -120,6 +120,7 @@ fn used_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>
     needed.extend(store::bases(tx, None)?.into_iter().map(|base| base.revision));
     for row in store::instances(tx, None, None)? {
         let keeps = row.state.has_vmm() || row.snapshot.is_some() || row.intent.is_some();
+        needed.extend(row.upgrade().map(|upgrade| upgrade.from.clone()));
         needed.extend(row.launched.filter(|_| keeps).map(|launched| launched.revision));
     }
     Ok(needed)

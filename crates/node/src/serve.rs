@@ -169,8 +169,7 @@ async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
         })
         .await?;
     let known = instances.iter().map(|row| (row.id, row.process.clone())).collect();
-    let restores =
-        instances.iter().filter(|row| row.intent == Some(store::Intent::Restore)).map(|row| row.id).collect();
+    let restores = instances.iter().filter(|row| row.keeps_a_disk()).map(|row| row.id).collect();
     let networks = tenants.iter().map(|tenant| tenant.net_id).collect();
     let bases = bases.into_iter().map(|base| base.id).collect();
     agent.hands.remove_strays(known, restores, networks, bases).await?;

@@ -175,6 +175,8 @@ pub struct DeployMode {
     pub dry_run: bool,
     /// Machines that run or sleep with something else than is wanted are restarted.
     pub restart: bool,
+    /// Machines that run or sleep with another image than is wanted are given it, or it is not wanted any more.
+    pub upgrade: bool,
     /// The tenant has to be new.
     pub only_new: bool,
 }

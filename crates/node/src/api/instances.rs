@@ -61,6 +61,7 @@ pub(super) fn summary(machine: &Machine, role: mvm_model::Role) -> InstanceSumma
         Intent::Sleep => "going to sleep",
         Intent::Stop => "stopping",
         Intent::Restore => "being restored",
+        Intent::Upgrade => "being upgraded",
         Intent::Destroy => "being destroyed",
     });
     InstanceSummary {

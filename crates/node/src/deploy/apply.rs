@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use mvm_model::manifest::Deployment;
 use mvm_model::{InstanceId, Requirement, TenantId};
-use mvm_protocol::api::{ApiError, DeployEvent, ErrorCode, UserLink};
+use mvm_protocol::api::{ApiError, DeployEvent, DeployMode, ErrorCode, UserLink};
 
 use super::basis::Basis;
 use super::begin::bring_about;
 use super::images;
 use super::naming::by_name;
-use super::plan::{Plan, Present};
-use super::restart::{Restarts, restart};
+use super::plan::{Outdated, Plan, Present};
+use super::restart::{Renewing, Restarts};
 use super::secrets::{Sealed, Secrets};
 use super::wish::{Request, Wish};
 use super::{Events, at_key, failed, invalid};
@@ -42,7 +42,7 @@ pub async fn apply(
         })?;
     let Wish { deployment: wanted, mode, .. } = wish;
     if mode.dry_run {
-        return Ok(tell(&present, wanted, plan, mode.restart, events));
+        return Ok(tell(&present, wanted, plan, mode, events));
     }
     if events.is_abandoned() {
         return Err(failed("the deployment was abandoned before anything was made"));
@@ -55,13 +55,15 @@ pub async fn apply(
     let mut problems = bring_about(agent, &wanted, &tenant, &plan, bound, events).await;
     // Machines are restarted for what is wanted of them at that moment: others may change it meanwhile.
     drop(changing);
-    let outdated = if mode.restart { plan.outdated.as_slice() } else { &[] };
-    let Restarts { restarted, up_to_date, problem } = restart(agent, outdated, events).await;
+    let outdated = renewed(&plan, mode);
+    let renewing = Renewing { mode, before: &present.pools };
+    let Restarts { restarted, up_to_date, is_back, problem } = renewing.all(agent, &outdated, events).await;
     problems.settle(&restarted);
     if let Some(problem) = problem {
         problems.add(problem);
     }
-    let stays = |what: &String| !restarted.contains(what) && !up_to_date.contains(what);
+    // What a pool that went back to its earlier image wants is not what was looked at.
+    let stays = |what: &String| !is_back && !restarted.contains(what) && !up_to_date.contains(what);
     for (what, how) in plan.differs.into_iter().filter(|(what, _)| stays(what)) {
         events.send(DeployEvent::Differs { what, how });
     }
@@ -100,7 +102,7 @@ async fn prepare(
 }
 
 /// What would be, and nothing of it is done.
-fn tell(present: &Present, mut wanted: Deployment, plan: Plan, restart: bool, events: &Events) -> usize {
+fn tell(present: &Present, mut wanted: Deployment, plan: Plan, mode: DeployMode, events: &Events) -> usize {
     if let Some((net_id, subnet)) = plan.network {
         (wanted.network.net_id, wanted.network.subnet) = (Some(net_id), Some(subnet));
     }
@@ -108,11 +110,12 @@ fn tell(present: &Present, mut wanted: Deployment, plan: Plan, restart: bool, ev
     for difference in before.differences(&wanted) {
         events.send(DeployEvent::Differ(difference));
     }
+    let outdated = renewed(&plan, mode);
     let mut changes = plan.changes;
-    let outdated = if restart { plan.outdated } else { Vec::new() };
-    let restarted = |what: &String| outdated.iter().any(|(_, address)| address == what);
+    let restarted = |what: &String| outdated.iter().any(|outdated| outdated.address == *what);
     let differs: Vec<_> = plan.differs.into_iter().filter(|(what, _)| !restarted(what)).collect();
-    changes.extend(outdated.iter().map(|(_, address)| (address.clone(), "restarted".to_owned())));
+    let how = |outdated: &Outdated| if mode.upgrade && outdated.image { "upgraded" } else { "restarted" };
+    changes.extend(outdated.iter().map(|outdated| (outdated.address.clone(), how(outdated).to_owned())));
     let count = changes.len();
     for (what, how) in changes {
         events.send(DeployEvent::Changed { what, how });
@@ -121,6 +124,12 @@ fn tell(present: &Present, mut wanted: Deployment, plan: Plan, restart: bool, ev
         events.send(DeployEvent::Differs { what, how });
     }
     count
+}
+
+/// The machines that are given what they have not.
+fn renewed(plan: &Plan, mode: DeployMode) -> Vec<Outdated> {
+    let renewed = |outdated: &&Outdated| mode.restart || mode.upgrade && outdated.image;
+    plan.outdated.iter().filter(renewed).cloned().collect()
 }
 
 async fn preflight(agent: &Agent) -> Result<(), ApiError> {

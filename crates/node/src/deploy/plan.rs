@@ -60,7 +60,18 @@ pub struct Plan {
     /// What stays different, for people: the thing and how.
     pub differs: Vec<(String, String)>,
     /// Machines among these whom a restart would help, in the order in which pools start.
-    pub outdated: Vec<(InstanceId, String)>,
+    pub outdated: Vec<Outdated>,
+}
+
+/// A machine that goes on with something else than its pool has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outdated {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its address.
+    pub address: String,
+    /// Whether its image is another.
+    pub image: bool,
 }
 
 impl Plan {
@@ -88,7 +99,7 @@ impl Plan {
             let pool = instance.and_then(|i| wanted.pools.iter().find(|pool| pool.id == i.place.pool));
             pool.map_or(u8::MAX, |pool| pool.role.priority())
         };
-        plan.outdated.sort_by_key(|(id, _)| (role(id), *id));
+        plan.outdated.sort_by_key(|outdated| (role(&outdated.id), outdated.id));
         Ok(plan)
     }
 
@@ -101,7 +112,7 @@ impl Plan {
         };
         self.changes.retain(|(what, _)| concerns(what));
         self.differs.retain(|(what, _)| concerns(what));
-        self.outdated.retain(|(_, what)| concerns(what));
+        self.outdated.retain(|outdated| concerns(&outdated.address));
         self.instances.retain(|(spec, _)| match about {
             About::All => true,
             About::Tenant => false,
@@ -207,7 +218,9 @@ impl Plan {
                     "takes the new {parts} at its next cold start (`mvm deploy --restart`, or `mvm instance stop` and `start`)"
                 );
                 self.differs.push((instance.address(), how));
-                self.outdated.push((instance.id, instance.address()));
+                let image =
+                    instance.launched.as_ref().is_some_and(|launched| launched.revision != pool.revision);
+                self.outdated.push(Outdated { id: instance.id, address: instance.address(), image });
             }
         }
     }

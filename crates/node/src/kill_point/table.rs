@@ -105,6 +105,22 @@ kill_points! {
     RestoreReplaced = "restore:replaced",
     /// That it has its new disk is committed; it is not started again.
     RestoreCommitted = "restore:committed",
+    /// The intent to give it another image is committed; it may still run.
+    UpgradeBegun = "upgrade:begun",
+    /// It has ended, and its snapshot is gone; there is no copy of its disk.
+    UpgradeStopped = "upgrade:stopped",
+    /// There is one; it is not started with the other image.
+    UpgradeKept = "upgrade:disk-kept",
+    /// It has come up with it; that is not committed.
+    UpgradeReady = "upgrade:ready",
+    /// That is committed, and the copy is there still.
+    UpgradeCommitted = "upgrade:committed",
+    /// It did not come up; that it goes back is committed, its pool has its earlier image.
+    UpgradeFailed = "upgrade:failed",
+    /// It has its earlier disk again; that is not committed.
+    UpgradeUndone = "upgrade:disk-back",
+    /// That is committed; it is not started again.
+    UpgradeBack = "upgrade:back",
     /// The tenant is marked, its ports are open still.
     DestroyMarked = "destroy:marked",
     /// The intent to destroy an instance is committed.

@@ -21,6 +21,7 @@ mod start;
 mod stop;
 mod task;
 mod timer;
+mod upgrade;
 mod warm;
 
 use std::net::Ipv4Addr;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 
 use mvm_host::{MachineEnded, NewDisk, ProcessIdentity};
 use mvm_model::state::Refused;
-use mvm_model::{InstanceId, InstanceState, RestartPolicy};
+use mvm_model::{InstanceId, InstanceState, Profile, RestartPolicy};
 use mvm_protocol::control::Generation;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -129,6 +130,7 @@ enum Command {
     Restart { reply: Reply<Outcome> },
     Backup { said: Said, reply: Reply<DiskRead> },
     Restore { other: Box<OtherDisk>, reply: Reply<InstanceState> },
+    Upgrade { order: Box<UpgradeOrder>, reply: Reply<Outcome> },
     Destroy { reply: Reply<()> },
     Session { reply: Reply<(Link, Lease)> },
     Settled { reply: Reply<()> },
@@ -145,6 +147,24 @@ struct OtherDisk {
     /// Where it comes from, for people.
     from: String,
     said: Said,
+}
+
+/// That a machine is to have the image that its pool has now.
+struct UpgradeOrder {
+    /// What its pool had before.
+    before: PoolImage,
+    said: Said,
+}
+
+/// A pool's image, as it is wanted and as it was built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolImage {
+    /// As the pool names it.
+    pub image: String,
+    /// The pool's profile.
+    pub profile: Profile,
+    /// The revision that was built of it.
+    pub revision: String,
 }
 
 /// What others may see of a machine.
@@ -200,9 +220,14 @@ impl Run {
                 return Stay::Gone;
             }
             match view.act {
-                Some(Intent::Sleep | Intent::Warm | Intent::Stop | Intent::Restore | Intent::Destroy) => {
-                    Stay::Leaving
-                }
+                Some(
+                    Intent::Sleep
+                    | Intent::Warm
+                    | Intent::Stop
+                    | Intent::Restore
+                    | Intent::Upgrade
+                    | Intent::Destroy,
+                ) => Stay::Leaving,
                 Some(Intent::Start | Intent::Wake | Intent::Resume) | None => Stay::Stays,
             }
         };
@@ -227,6 +252,7 @@ impl std::fmt::Debug for Command {
             Command::Restart { .. } => "Restart",
             Command::Backup { .. } => "Backup",
             Command::Restore { .. } => "Restore",
+            Command::Upgrade { .. } => "Upgrade",
             Command::Destroy { .. } => "Destroy",
             Command::Session { .. } => "Session",
             Command::Settled { .. } => "Settled",
@@ -310,6 +336,16 @@ impl Machine {
     pub async fn restore(&self, disk: NewDisk, from: String, said: Said) -> Result<InstanceState, ActError> {
         let other = Box::new(OtherDisk { disk, from, said });
         self.ask(|reply| Command::Restore { other, reply }).await
+    }
+
+    /// Gives it the image that its pool has now, where it runs, is paused or sleeps with another: it is shut down, started with that
+    /// on its data disk, and is as it was once it is ready. Where it does not get ready, it and its pool have what they had `before`.
+    ///
+    /// # Errors
+    /// [`ActError`]: why it has not the new image.
+    pub async fn upgrade(&self, before: PoolImage, said: Said) -> Result<Outcome, ActError> {
+        let order = Box::new(UpgradeOrder { before, said });
+        self.ask(|reply| Command::Upgrade { order, reply }).await
     }
 
     /// Ends it and removes everything it had.

@@ -24,7 +24,10 @@ impl Task {
             return;
         }
         match self.row.intent {
-            None => self.recover_state().await,
+            None => {
+                self.recover_state().await;
+                self.conclude_upgrade().await;
+            }
             // The agent destroys it anew once every machine is known.
             Some(Intent::Destroy) => return,
             Some(Intent::Stop) => self.recover_stop().await,
@@ -38,6 +41,11 @@ impl Task {
                 }
                 Err(error) => self.lost_without_agent(&error).await,
             },
+            Some(Intent::Upgrade) => self.recover_upgrade().await,
+            Some(Intent::Start) if self.row.upgrade().is_some() => {
+                self.undo_launch().await;
+                self.recover_upgrade_start().await;
+            }
             Some(Intent::Start) => {
                 self.undo_launch().await;
                 self.again().await;
@@ -96,7 +104,7 @@ impl Task {
         }
     }
 
-    async fn shut_down_found(&mut self) -> bool {
+    pub(super) async fn shut_down_found(&mut self) -> bool {
         self.row.state.has_vmm() && self.adopt().await.is_ok() && self.shut_down_again().await
     }
 

@@ -167,7 +167,8 @@ impl Task {
 
     fn launched_with(&mut self, pool: &PoolRow, base: Option<String>) {
         let (revision, resources) = (pool.revision.clone(), pool.spec.resources);
-        self.row.launched = Some(Recorded { revision, resources, base });
+        let upgrade = self.row.launched.take().and_then(|launched| launched.upgrade);
+        self.row.launched = Some(Recorded { revision, resources, base, upgrade });
     }
 
     /// From its snapshot; where that is refused, consumed or fails, by one cold start in the same act.

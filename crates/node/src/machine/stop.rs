@@ -103,7 +103,7 @@ impl Task {
 
     /// A guest that stands still goes on: only one that runs writes to its disk what it has not yet. One that cannot go on is
     /// ended all the same.
-    async fn rouse(&mut self) {
+    pub(super) async fn rouse(&mut self) {
         if self.row.state == InstanceState::Warm
             && let Err(error) = self.resume(Asker::Person).await
         {

@@ -186,6 +186,10 @@ impl Task {
                 let restored = self.restore_disk(*other).await;
                 answer(reply, restored);
             }
+            Command::Upgrade { order, reply } => {
+                let done = self.upgrade(*order).await;
+                answer(reply, done);
+            }
             Command::Session { reply } => {
                 let session = self.talk();
                 answer(reply, session);
@@ -229,6 +233,12 @@ impl Task {
         let Place { tenant, pool, .. } = &self.row.place;
         if self.agent.pool(tenant, pool).await.map_err(failed)?.doomed {
             return Err(failed(format!("pool {tenant}/{pool} is being destroyed")));
+        }
+        if self.row.upgrade().is_some_and(|upgrade| upgrade.failed.is_some()) {
+            return Err(failed(format!(
+                "{} has not its own data disk yet: restart the agent",
+                self.row.address()
+            )));
         }
         let result = match self.row.state {
             InstanceState::Running => return Ok(()),

@@ -1,7 +1,7 @@
 //! Instances: the only rows with runtime state.
 
 use mvm_host::{ProcessIdentity, SnapshotInfo, SnapshotMemory};
-use mvm_model::{InstanceId, InstanceState, PoolId, Resources, TenantId};
+use mvm_model::{InstanceId, InstanceState, PoolId, Profile, Resources, TenantId};
 use mvm_protocol::api::StartReport;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,27 @@ pub struct Recorded {
     /// The base that its memory is a copy of, if it is one.
     #[serde(default)]
     pub base: Option<String>,
+    /// While it is given another image: what it had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Box<Upgrade>>,
+}
+
+/// An upgrade that is under way: what a machine goes back to where it does not come up with another image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// The revision that it is to have.
+    pub to: String,
+    /// The one that it had.
+    pub from: String,
+    /// The image of its pool that this was of.
+    pub image: String,
+    /// The profile of its pool.
+    pub profile: Profile,
+    /// The state that it was in.
+    pub state: InstanceState,
+    /// Why it goes back, once it does.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// Where an instance goes by itself.
@@ -104,6 +125,8 @@ pub enum Intent {
     Stop,
     /// Towards another data disk: stopped for it, it begins anew with that.
     Restore,
+    /// Towards another image, or back from it.
+    Upgrade,
     /// Towards nothing.
     Destroy,
 }
@@ -148,6 +171,16 @@ impl NewInstance {
 }
 
 impl InstanceRow {
+    /// The upgrade that is under way.
+    pub fn upgrade(&self) -> Option<&Upgrade> {
+        self.launched.as_ref()?.upgrade.as_deref()
+    }
+
+    /// Whether a data disk may be kept for it.
+    pub fn keeps_a_disk(&self) -> bool {
+        self.intent == Some(Intent::Restore) || self.upgrade().is_some()
+    }
+
     /// The base that it cannot do without: the one that its VMM maps, or that its snapshot lies over.
     pub fn base(&self) -> Option<&str> {
         let asleep = self.snapshot.as_ref().map(|snapshot| match &snapshot.memory {

@@ -19,7 +19,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use audit::{Audit, entries, first_broken, recent_entries};
 pub use bases::{BaseRow, bases, forget_revision, has_base, latest_revisions, remove_base};
 pub use instances::{
-    Goal, InstanceRow, Intent, NewInstance, Place, Recorded, count_instances, instance, instances,
+    Goal, InstanceRow, Intent, NewInstance, Place, Recorded, Upgrade, count_instances, instance, instances,
     remove_instance, uids,
 };
 pub use secrets::{SealedRow, replace_secrets, save_tenant_key, secrets, tenant_key};

@@ -71,7 +71,12 @@ fn tenant(wanted: &Deployment, (net_id, subnet): (NetId, TenantSubnet)) -> Tenan
 }
 
 fn instance(number: u32, tenant: &str, pool: &PoolRow, state: InstanceState) -> InstanceRow {
-    let launched = Recorded { revision: pool.revision.clone(), resources: pool.spec.resources, base: None };
+    let launched = Recorded {
+        revision: pool.revision.clone(),
+        resources: pool.spec.resources,
+        base: None,
+        upgrade: None,
+    };
     InstanceRow {
         id: InstanceId::new(number),
         place: Place {
@@ -359,7 +364,7 @@ fn restarts_come_in_the_order_in_which_pools_start() {
     }
     wanted.pools.reverse();
     let plan = make(&alice(), &wanted);
-    let order: Vec<&str> = plan.outdated.iter().map(|(_, address)| address.as_str()).collect();
+    let order: Vec<&str> = plan.outdated.iter().map(|outdated| outdated.address.as_str()).collect();
     let workers = ["i-00000001", "i-00000002", "i-00000003"].map(|id| format!("alice/workers/{id}"));
     assert_eq!(order[0], "alice/gateways/i-00000000");
     assert_eq!(order[1..], workers);
