@@ -14,8 +14,7 @@ impl Try<'_> {
     fn fails(&self, from: &str, to: &str, more: &[&str], expected: &[&str]) {
         assert!(self.text.contains(from), "{from}");
         let file = self.lab.file("deploy.toml", &self.text.replacen(from, to, 1));
-        let image = standin();
-        let new = ["new", "openclaw", "alice", "--config", file.to_str().unwrap(), "--image", &image];
+        let new = ["new", "openclaw", "alice", "--config", file.to_str().unwrap()];
         let error = self.lab.mvm_fails(&[new.as_slice(), more].concat());
         for part in expected {
             assert!(error.contains(part), "{part:?} is not said: {error}");
