@@ -18,5 +18,8 @@ mod keys;
 #[path = "openclaw/mistakes.rs"]
 mod mistakes;
 
+#[path = "openclaw/native.rs"]
+mod native;
+
 #[path = "openclaw/people.rs"]
 mod people;

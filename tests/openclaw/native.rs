@@ -1,0 +1,100 @@
+//! Real OpenClaw under the real agent, without a machine: emulation is too slow for it. The test is the host's end of the
+//! control channel, and "suspended" is OpenClaw's own suspension.
+
+#[path = "native/guest.rs"]
+mod guest;
+#[path = "native/openclaw.rs"]
+mod openclaw;
+#[path = "native/outside.rs"]
+mod outside;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mvm_harness::fresh;
+use mvm_protocol::control::{GuestReply, GuestRequest, IntegrationStatus, Phase, WorkerStatus};
+use serde_json::json;
+
+use guest::Guest;
+use outside::Outside;
+
+/// How far the guest's clock is from this host's, in seconds.
+const AHEAD: u64 = 2 * 3600;
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn it_is_configured_suspended_resumed_and_given_new_secrets() {
+    let Some(openclaw) = openclaw::installed() else { return };
+    let outside = Outside::new();
+    let guest = Guest::start(&outside, &openclaw);
+    assert!(matches!(guest.hello(), GuestReply::Hello { phase: Phase::Booted, generation: 0, .. }));
+
+    let token = fresh();
+    guest.personalize(1, true, now() + AHEAD);
+    guest.update(&token);
+    guest.wake(1);
+    let acts = guest.acts();
+    assert_eq!(acts[0], json!({ "act": "credit", "bytes": 64 }));
+    assert_eq!((&acts[1]["act"], &acts[2]["act"]), (&json!("step"), &json!("identity")));
+
+    // A message, and one over HTTP.
+    outside.say(&token, 1, "aardvark");
+    outside.wait_for_answers(1);
+    assert_eq!(outside.sent()[0], (format!("1:{token}"), "777".to_owned(), "answer to aardvark".to_owned()));
+    assert_eq!(outside.last_key(), token);
+    let body = json!({
+        "model": "openclaw/default", "user": "test", "messages": [{ "role": "user", "content": "badger" }],
+    });
+    let (status, answer) = outside.ask(&token, "/v1/chat/completions", &body);
+    assert_eq!(
+        (status, answer["choices"][0]["message"]["content"].as_str()),
+        (200, Some("answer to badger"))
+    );
+    guest.wait_until_idle();
+    let telegram = guest.ask(GuestRequest::IntegrationStatus);
+    let GuestReply::IntegrationStatusReport { integrations } = telegram else { panic!("{telegram:?}") };
+    assert_eq!(integrations["telegram"], IntegrationStatus::Active);
+
+    // A sleep with something planned.
+    let planned = now() + 45;
+    outside.plan(&token, planned, "caracal");
+    let prepared = guest.ask(GuestRequest::SleepPrep { drain_timeout_secs: 30 });
+    let expected = GuestReply::SleepPrepAck { success: true, detail: String::new(), wake_at: Some(planned) };
+    assert_eq!(prepared, expected);
+    assert_eq!(guest.acts().last().unwrap()["act"], "flush");
+    assert_eq!(outside.probe("/readyz"), 503);
+    outside.say(&token, 2, "dolphin");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(outside.sent().len(), 1, "it takes messages while it is suspended, and does not answer");
+    guest.personalize(2, false, now() + AHEAD);
+    guest.update(&token);
+    guest.wake(2);
+    outside.wait_for_answers(2);
+    assert_eq!(outside.sent()[1].2, "answer to dolphin");
+    outside.wait_for_answers(3);
+    assert!(now() >= planned, "its timer goes on");
+
+    // While the model thinks it is busy, and does not let itself be suspended.
+    let thinking = outside.hold_answers();
+    outside.say(&token, 3, "echidna");
+    outside.wait_for_question("echidna");
+    guest.wait_for_status(WorkerStatus::Busy);
+    let refused = guest.ask(GuestRequest::SleepPrep { drain_timeout_secs: 1 });
+    let GuestReply::SleepPrepAck { success: false, detail, .. } = refused else { panic!("{refused:?}") };
+    assert!(detail.starts_with("OpenClaw is busy: "), "{detail}");
+    drop(thinking);
+    outside.wait_for_answers(4);
+    guest.wait_until_idle();
+
+    // A new token, without a new start.
+    let new = fresh();
+    guest.update(&new);
+    outside.wait_until_it_takes(&new);
+    assert_eq!(outside.post(&token, 4, "x").0, 401, "the old webhook secret");
+    outside.say(&new, 5, "flamingo");
+    outside.wait_for_answers(5);
+    assert_eq!((outside.sent()[4].0.clone(), outside.last_key()), (format!("1:{new}"), new));
+    guest.shut_down();
+}
