@@ -1,6 +1,8 @@
 //! Real OpenClaw under the real agent, without a machine: emulation is too slow for it. The test is the host's end of the
 //! control channel, and "suspended" is OpenClaw's own suspension.
 
+#[path = "native/gateway.rs"]
+mod gateway;
 #[path = "native/guest.rs"]
 mod guest;
 #[path = "native/openclaw.rs"]
@@ -14,6 +16,7 @@ use mvm_harness::fresh;
 use mvm_protocol::control::{GuestReply, GuestRequest, IntegrationStatus, Phase, WorkerStatus};
 use serde_json::json;
 
+use gateway::Gateway;
 use guest::Guest;
 use outside::Outside;
 
@@ -28,7 +31,7 @@ fn now() -> u64 {
 fn it_is_configured_suspended_resumed_and_given_new_secrets() {
     let Some(openclaw) = openclaw::installed() else { return };
     let outside = Outside::new();
-    let guest = Guest::start(&outside, &openclaw);
+    let guest = Guest::start(outside.namespace(), &openclaw);
     assert!(matches!(guest.hello(), GuestReply::Hello { phase: Phase::Booted, generation: 0, .. }));
 
     let token = fresh();
@@ -96,5 +99,41 @@ fn it_is_configured_suspended_resumed_and_given_new_secrets() {
     outside.say(&new, 5, "flamingo");
     outside.wait_for_answers(5);
     assert_eq!((outside.sent()[4].0.clone(), outside.last_key()), (format!("1:{new}"), new));
+    guest.shut_down();
+}
+
+#[test]
+fn it_is_reached_through_the_gateway_which_wakes_it_and_has_the_keys() {
+    let Some(openclaw) = openclaw::installed() else { return };
+    let gateway = Gateway::start();
+    let guest = Guest::start(gateway.namespace(), &openclaw);
+    let token = gateway.worker_token();
+    guest.personalize(1, true, now() + AHEAD);
+    guest.update(&token);
+    guest.wake(1);
+    gateway.say("aardvark", "answer one");
+    gateway.wait_for_answer("answer one");
+    guest.wait_until_idle();
+
+    let suspend = || {
+        let prepared = guest.ask(GuestRequest::SleepPrep { drain_timeout_secs: 30 });
+        assert!(matches!(prepared, GuestReply::SleepPrepAck { success: true, .. }), "{prepared:?}");
+        gateway.say("badger", "answer two");
+    };
+    gateway.asleep_until_asked(suspend, || {
+        guest.personalize(2, false, now() + AHEAD);
+        guest.update(&token);
+        guest.wake(2);
+    });
+    gateway.wait_for_answer("answer two");
+    guest.wait_until_idle();
+
+    let key = gateway.rotate_model_key();
+    gateway.say("caracal", "answer three");
+    gateway.wait_for_answer("answer three");
+    let calls = gateway.model.calls();
+    assert_eq!(calls.last().unwrap().headers["x-api-key"], key.as_str());
+    assert_eq!(gateway.bot.unacknowledged(), [0; 0]);
+    assert_eq!(gateway.bot.mistakes(), [""; 0]);
     guest.shut_down();
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use mvm_harness::Namespace;
 use mvm_protocol::control::{Clock, GuestReply, GuestRequest, Identity, WorkerStatus};
 use mvm_protocol::mux::{self, Side};
 use mvm_protocol::record::{self, Record};
@@ -18,7 +19,7 @@ use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use super::outside::{GATEWAY, Outside};
+use super::outside::GATEWAY;
 
 /// The agent, killed when dropped.
 pub(super) struct Guest {
@@ -30,10 +31,10 @@ pub(super) struct Guest {
 
 impl Guest {
     /// Starts it beside what is outside, and connects to it.
-    pub(super) fn start(outside: &Outside, openclaw: &Path) -> Self {
+    pub(super) fn start(namespace: &Namespace, openclaw: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let openclaw = openclaw.to_owned();
-        let process = outside.namespace().inside(|| launch(folder.path(), &openclaw));
+        let process = namespace.inside(|| launch(folder.path(), &openclaw));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mux = runtime.block_on(connect(&folder.path().join("control.sock")));
         Self { process, folder, runtime, mux }
