@@ -92,7 +92,7 @@ impl Outside {
         )
     }
 
-    /// Posts a message until it is taken: after a new start the webhook comes a little after the rest.
+    /// Posts a message until it is taken: after a new start, and with a new secret, the webhook comes a little after the rest.
     pub(super) fn say(&self, token: &str, id: u64, text: &str) {
         wait(&format!("{text:?} is taken"), || self.post(token, id, text) == (200, true));
     }
@@ -106,12 +106,6 @@ impl Outside {
 
     fn rpc(&self, token: &str, method: &str, params: Value) -> (u16, Value) {
         self.ask(token, "/api/v1/admin/rpc", &json!({ "method": method, "params": params }))
-    }
-
-    pub(super) fn wait_until_it_takes(&self, token: &str) {
-        wait("the new token is taken", || self.rpc(token, "cron.status", json!({})).0 == 200);
-        let is_up = || self.request_or_none(WEBHOOK_PORT, "GET", "/healthz", "", None).is_some();
-        wait("the webhook is there again", is_up);
     }
 
     /// Has it say something at a time, in seconds since 1970.
@@ -132,6 +126,7 @@ impl Outside {
         self.request(CONTROL_PORT, "GET", path, "", None).0
     }
 
+    /// Status, head and body of the answer; zeros where there is none.
     fn request(
         &self,
         port: u16,
