@@ -102,6 +102,44 @@ fn it_is_configured_suspended_resumed_and_given_new_secrets() {
 }
 
 #[test]
+fn after_two_hours_its_clock_is_right_and_what_was_due_meanwhile_is_done() {
+    let Some(openclaw) = openclaw::installed() else { return };
+    let outside = Outside::new();
+    let Some(guest) = Guest::start_in_time(outside.namespace(), &openclaw) else { return };
+    let token = fresh();
+    guest.personalize(1, true, now());
+    guest.update(&token);
+    guest.wake(1);
+    outside.say(&token, 1, "aardvark");
+    outside.wait_for_answers(1);
+    guest.wait_until_idle();
+    let planned = now() + 3600;
+    outside.plan(&token, planned, "caracal");
+    let prepared = guest.ask(GuestRequest::SleepPrep { drain_timeout_secs: 30 });
+    let expected = GuestReply::SleepPrepAck { success: true, detail: String::new(), wake_at: Some(planned) };
+    assert_eq!(prepared, expected);
+
+    guest.jump(AHEAD);
+    guest.personalize(2, false, now() + AHEAD);
+    guest.update(&token);
+    guest.wake(2);
+    outside.wait_for_answers(2);
+    outside.say(&token, 2, "dolphin");
+    outside.wait_for_answers(3);
+    assert_eq!(outside.sent()[2].2, "answer to dolphin");
+    // What it plans now is later than the jump.
+    let planned = now() + AHEAD + 600;
+    outside.plan(&token, planned, "echidna");
+    guest.wait_until_idle();
+    let prepared = guest.ask(GuestRequest::SleepPrep { drain_timeout_secs: 30 });
+    let GuestReply::SleepPrepAck { wake_at, success: true, .. } = prepared else { panic!("{prepared:?}") };
+    assert_eq!(wake_at, Some(planned));
+    let stepped: Vec<_> = guest.acts().into_iter().filter(|act| act["act"] == "step").collect();
+    assert_eq!(stepped.len(), 2, "{stepped:?}");
+    guest.shut_down();
+}
+
+#[test]
 fn it_is_reached_through_the_gateway_which_wakes_it_and_has_the_keys() {
     let Some(openclaw) = openclaw::installed() else { return };
     let gateway = Gateway::start();

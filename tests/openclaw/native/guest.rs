@@ -21,6 +21,9 @@ use tokio::runtime::Runtime;
 
 use super::outside::GATEWAY;
 
+/// What gives a process another wall clock.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+
 /// The agent, killed when dropped.
 pub(super) struct Guest {
     process: Child,
@@ -32,12 +35,38 @@ pub(super) struct Guest {
 impl Guest {
     /// Starts it beside what is outside, and connects to it.
     pub(super) fn start(namespace: &Namespace, openclaw: &Path) -> Self {
+        Self::start_with(namespace, services(openclaw))
+    }
+
+    /// The same, with a wall clock for OpenClaw that can be [jumped](Self::jump). Its monotonic one goes on as it does.
+    pub(super) fn start_in_time(namespace: &Namespace, openclaw: &Path) -> Option<Self> {
+        if !Path::new(FAKETIME).exists() {
+            eprintln!("SKIPPED: there is no {FAKETIME}: install the package faketime");
+            return None;
+        }
+        let mut services = services(openclaw);
+        let environment = &mut services["services"][0]["environment"];
+        environment["LD_PRELOAD"] = FAKETIME.into();
+        environment["FAKETIME_TIMESTAMP_FILE"] = "/test/clock".into();
+        environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1".into();
+        environment["FAKETIME_NO_CACHE"] = "1".into();
+        Some(Self::start_with(namespace, services))
+    }
+
+    fn start_with(namespace: &Namespace, services: Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let openclaw = openclaw.to_owned();
-        let process = namespace.inside(|| launch(folder.path(), &openclaw));
+        let process = namespace.inside(|| launch(folder.path(), &services));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mux = runtime.block_on(connect(&folder.path().join("control.sock")));
         Self { process, folder, runtime, mux }
+    }
+
+    /// Has OpenClaw's wall clock be so many seconds ahead of this host's.
+    pub(super) fn jump(&self, seconds: u64) {
+        let file = self.folder.path().join("clock");
+        // Whole or not at all: it is read at every look at the clock.
+        fs::write(file.with_extension("new"), format!("+{seconds}\n")).unwrap();
+        fs::rename(file.with_extension("new"), file).unwrap();
     }
 
     pub(super) fn ask(&self, request: GuestRequest) -> GuestReply {
@@ -210,7 +239,7 @@ fn services(openclaw: &Path) -> Value {
 
 /// Starts the agent as process 1 of its namespaces, from a thread whose mounts are its own. What it writes below `/` is
 /// kept in memory and goes with it; this folder is `/test` there.
-fn launch(folder: &Path, openclaw: &Path) -> Child {
+fn launch(folder: &Path, services: &Value) -> Child {
     // SAFETY: only this thread's view of the file systems becomes its own; no other thread depends on it.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
@@ -222,7 +251,8 @@ fn launch(folder: &Path, openclaw: &Path) -> Child {
     for name in ["layers/upper/data", "layers/upper/test", "layers/upper/etc/mvm", "layers/work"] {
         fs::create_dir_all(path(name)).unwrap();
     }
-    fs::write(path("layers/upper/etc/mvm/services.json"), services(openclaw).to_string()).unwrap();
+    fs::write(path("layers/upper/etc/mvm/services.json"), services.to_string()).unwrap();
+    fs::write(path("clock"), "+0\n").unwrap();
     let layers = format!("lowerdir=/,upperdir={0}/layers/upper,workdir={0}/layers/work", folder.display());
     let layers = std::ffi::CString::new(layers).unwrap();
     let root = path("root");
