@@ -82,6 +82,9 @@ impl Alarms {
     }
 }
 
+/// For so long a wake counts as one of few.
+const TURN: Duration = Duration::from_secs(10);
+
 /// Wakes machines when their time has come, a few at once: after a night without an agent, or without its host, many may be
 /// overdue.
 pub async fn ring(agent: Arc<Agent>) {
@@ -92,10 +95,17 @@ pub async fn ring(agent: Arc<Agent>) {
         let id = agent.alarms.next().await;
         let Some(machine) = agent.machine(id) else { continue };
         tokio::spawn(async move {
-            if let Err(error) = machine.wake_for_its_timer().await {
-                tracing::warn!(instance = %machine.id, %error, "it was not woken for its timer");
+            let waking = async {
+                if let Err(error) = machine.wake_for_its_timer().await {
+                    tracing::warn!(instance = %machine.id, %error, "it was not woken for its timer");
+                }
+            };
+            tokio::pin!(waking);
+            // One that takes long, or hangs, keeps nobody else's time.
+            if tokio::time::timeout(TURN, &mut waking).await.is_err() {
+                drop(turn);
+                waking.await;
             }
-            drop(turn);
         });
     }
 }

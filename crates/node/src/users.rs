@@ -7,6 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mvm_model::{InstanceId, Role, TelegramId, TenantId, User, UserName};
 use mvm_protocol::api::{ApiError, ErrorCode, UserLink};
 use mvm_protocol::openclaw::{Endpoints, GatewayConfig, OneTimeLink, OpenClaw, Served, WorkerConfig};
+use rusqlite::Transaction;
 use sha2::{Digest, Sha256};
 
 use crate::agent::Agent;
@@ -25,6 +26,27 @@ pub fn new_link() -> std::io::Result<(String, OneTimeLink)> {
 
 fn sha256(code: &str) -> String {
     hex::encode(Sha256::digest(code))
+}
+
+/// Who has opened their link is that user, also for who does not say who they are.
+pub fn keep_claims(present: &[UserRow], wanted: &mut [User]) {
+    for user in wanted.iter_mut().filter(|user| user.telegram.is_none()) {
+        let row = present.iter().find(|row| row.user.name == user.name);
+        user.telegram = row.and_then(|row| row.user.telegram);
+    }
+}
+
+/// Of those who are wanted, the first with the id of another, and of whom: those who are there and not wanted stay who they are.
+pub fn same_id<'a>(present: &'a [UserRow], wanted: &'a [User]) -> Option<(usize, &'a UserName)> {
+    let stay = || {
+        let stays = |row: &&UserRow| !wanted.iter().any(|user| user.name == row.user.name);
+        present.iter().filter(stays).map(|row| &row.user)
+    };
+    wanted.iter().enumerate().find_map(|(index, user)| {
+        let telegram = user.telegram?;
+        let mut others = wanted[..index].iter().chain(stay());
+        others.find(|other| other.telegram == Some(telegram)).map(|other| (index, &other.name))
+    })
 }
 
 /// The rows of everyone who is wanted: those there are stay who they are and keep their worker, others take free ones in
@@ -59,6 +81,48 @@ pub fn assign(
     changed
 }
 
+/// What a deployment wants of a tenant's users. What that makes of those who are there is decided in its commit: while images
+/// are built people open their links.
+#[derive(Debug)]
+pub struct Wanted {
+    users: Vec<User>,
+    workers: Vec<InstanceId>,
+    /// One for each, of whom the new ones need theirs.
+    links: Vec<(String, OneTimeLink)>,
+}
+
+impl Wanted {
+    /// These people, and the machines that may be theirs.
+    ///
+    /// # Errors
+    /// Of the random number generator.
+    pub fn new(users: Vec<User>, workers: Vec<InstanceId>) -> std::io::Result<Self> {
+        let links = users.iter().map(|_| new_link()).collect::<Result<_, _>>()?;
+        Ok(Self { users, workers, links })
+    }
+
+    /// Writes them down; gives the links of new ones of whom nobody knows who they are. Whoever has another's id by now keeps
+    /// their own.
+    pub fn save(mut self, tx: &Transaction<'_>, tenant: &TenantId) -> store::Sql<Vec<UserLink>> {
+        let present = store::users(tx, Some(tenant))?;
+        keep_claims(&present, &mut self.users);
+        let mut rows = assign(tenant, &present, &self.users, &self.workers);
+        let mut links = Vec::new();
+        let is_new = |row: &UserRow| !present.iter().any(|other| other.user.name == row.user.name);
+        for row in rows.iter_mut().filter(|row| row.user.telegram.is_none() && is_new(row)) {
+            let Some((code, link)) = self.links.pop() else { break };
+            links.push(UserLink { user: row.user.name.clone(), code, expires_at: link.expires_at });
+            row.link = Some(link);
+        }
+        // Two may exchange their ids.
+        for row in rows.iter().filter(|row| !is_new(row)) {
+            UserRow { user: User { telegram: None, ..row.user.clone() }, ..row.clone() }.save(tx)?;
+        }
+        rows.iter().try_for_each(|row| row.save(tx))?;
+        Ok(links)
+    }
+}
+
 /// Makes whoever opened a link the user whose it is. Every code is good once.
 ///
 /// # Errors
@@ -72,6 +136,20 @@ pub async fn claim(
     let wrong = || "there is no such link, or it is not valid any more: ask for another one".to_owned();
     let telegram = TelegramId::new(telegram).ok_or_else(|| "that is not a person's id".to_owned())?;
     let (id, hash, now) = (tenant.clone(), sha256(code), now_secs());
+    // Asked for again where the first answer was lost: they are that user already.
+    let (known_to, hash_of_known) = (tenant.clone(), hash.clone());
+    let known = agent.store.read(move |tx| {
+        let users = store::users(tx, Some(&known_to))?;
+        let theirs = users.iter().find(|row| row.user.telegram == Some(telegram)).cloned();
+        let is_open =
+            users.iter().any(|row| row.link.as_ref().is_some_and(|link| link.code_sha256 == hash_of_known));
+        Ok((theirs, is_open))
+    });
+    match known.await.map_err(|error| error.to_string())? {
+        (Some(row), _) => return Ok(row.user.name),
+        (None, false) => return Err(wrong()),
+        (None, true) => {}
+    }
     let claimed = agent.store.write(move |tx| {
         let users = store::users(tx, Some(&id))?;
         if users.iter().any(|row| row.user.telegram == Some(telegram)) {

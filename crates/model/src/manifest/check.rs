@@ -131,8 +131,12 @@ impl Deployment {
                 pools.len()
             ));
         };
-        if !self.pools.iter().any(|pool| pool.role.is_gateway() && pool.desired.total() > 0) {
-            return problem("users are reached through a gateway: there is no instance of one".to_owned());
+        // Two would poll with one bot's token, which Telegram refuses, and each would hand over the same messages.
+        let gateways: u64 = self.pools.iter().filter(|pool| pool.role.is_gateway()).map(instances).sum();
+        if gateways != 1 {
+            return problem(format!(
+                "users are reached through one gateway machine: there are {gateways} instances of gateways"
+            ));
         }
         let (have, wanted) = (instances(pool), self.users.len() as u64);
         if have < wanted {

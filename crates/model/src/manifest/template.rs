@@ -67,6 +67,7 @@ struct Override {
     vcpus: Option<u32>,
     mem_mib: Option<u32>,
     data_disk_mib: Option<u64>,
+    /// Of workers only.
     instances: Option<u32>,
 }
 
@@ -115,7 +116,7 @@ impl File {
         let mut pool = pool(GATEWAYS, Role::Gateway, "minimal", 1024, 1024)?;
         pool.secret_scopes =
             Some(scopes.into_iter().filter(|scope| !scope.keys.is_empty()).chain([own]).collect());
-        pool.desired.running = self.gateways.instances.unwrap_or(1);
+        pool.desired.running = 1;
         pool.egress = egress(&self.endpoints)?;
         self.gateways.apply(&mut pool);
         Ok(pool)
@@ -201,13 +202,17 @@ fn egress(endpoints: &Endpoints) -> Result<Egress, Problem> {
 fn read_overrides(section: Value<'_, '_>) -> Result<[Override; 2], Problem> {
     const OVERRIDES: Keys = Keys { known: &[GATEWAYS, WORKERS], later: &[("flake", "flake images are")] };
     let overrides = section.table(&OVERRIDES)?;
-    let of = |name| Ok(overrides.optional(name, read_override)?.unwrap_or_default());
-    Ok([of(GATEWAYS)?, of(WORKERS)?])
+    let of = |name, keys| {
+        let read = |section: Value<'_, '_>| read_override(&section.table(keys)?);
+        Ok(overrides.optional(name, read)?.unwrap_or_default())
+    };
+    Ok([of(GATEWAYS, &OF_GATEWAYS)?, of(WORKERS, &OF_WORKERS)?])
 }
 
-fn read_override(section: Value<'_, '_>) -> Result<Override, Problem> {
-    const OVERRIDE: Keys = Keys { known: &["vcpus", "mem_mib", "data_disk_mib", "instances"], later: &[] };
-    let of = section.table(&OVERRIDE)?;
+const OF_GATEWAYS: Keys = Keys { known: &["vcpus", "mem_mib", "data_disk_mib"], later: &[] };
+const OF_WORKERS: Keys = Keys { known: &["vcpus", "mem_mib", "data_disk_mib", "instances"], later: &[] };
+
+fn read_override(of: &Table<'_, '_>) -> Result<Override, Problem> {
     Ok(Override {
         vcpus: of.optional("vcpus", |value| value.integer(&VCPUS))?,
         mem_mib: of.optional("mem_mib", |value| value.integer(&MEM_MIB))?,

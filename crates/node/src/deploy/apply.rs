@@ -19,7 +19,7 @@ use crate::agent::Agent;
 use crate::create::{self, GivenDisk};
 use crate::kill_point::{KillPoint, reached};
 use crate::publish::Bound;
-use crate::store::{self, Audit, NewInstance, Place, TenantRow, UserRow};
+use crate::store::{self, Audit, NewInstance, Place, TenantRow};
 use crate::users;
 
 /// Applies what is wanted and counts the changes.
@@ -93,6 +93,9 @@ async fn prepare(
     secrets.check(wanted)?;
     let kept = std::mem::take(&mut wish.kept);
     let revisions = images::of_pools(agent, wanted, kept, wish.mode.dry_run, events).await?;
+    // A version is asked for once: what is wanted from now on is the image, also of a later mvm that has another version.
+    wish.deployment.pools.iter_mut().for_each(images::forget_version);
+    let wanted = &wish.deployment;
     let mut plan = Plan::make(present, wanted, &revisions).map_err(at_key)?;
     plan.keep_to(&wish.about);
     if present.tenant.is_some() {
@@ -199,41 +202,27 @@ async fn commit(
     }
     let ids: Vec<InstanceId> = instances.iter().map(|instance| instance.id).collect();
     let basis = Basis::of(&tenant.id, present, plan);
-    let (users, links) = users(wanted, present, &instances)?;
-    let new = New { instances, users };
+    let new = New { users: users(wanted, present, &instances)?, instances };
     let committed = commit_with_disks(agent, &tenant, plan, basis, new, given, secrets).await;
     if committed.is_err() {
         create::remove_disks(agent, ids).await;
     }
-    committed.map(|()| (tenant, links))
+    committed.map(|links| (tenant, links))
 }
 
-/// Rows that do not follow from what is wanted alone.
+/// Machines and people, as far as they do not follow from the plan alone.
 struct New {
     instances: Vec<NewInstance>,
-    users: Vec<UserRow>,
+    users: users::Wanted,
 }
 
-/// Everyone's worker, and links for those of whom nobody knows who they are.
-fn users(
-    wanted: &Deployment,
-    present: &Present,
-    new: &[NewInstance],
-) -> Result<(Vec<UserRow>, Vec<UserLink>), ApiError> {
+/// Those who are wanted, and the machines that may be theirs.
+fn users(wanted: &Deployment, present: &Present, new: &[NewInstance]) -> Result<users::Wanted, ApiError> {
     let pools = wanted.pools_for_users();
     let is_for_users = |place: &Place| pools.iter().any(|pool| pool.id == place.pool);
     let there = present.instances.iter().filter(|row| is_for_users(&row.place)).map(|row| row.id);
-    let workers: Vec<_> =
-        there.chain(new.iter().filter(|row| is_for_users(&row.place)).map(|row| row.id)).collect();
-    let mut rows = users::assign(&wanted.tenant, &present.users, &wanted.users, &workers);
-    let mut links = Vec::new();
-    let is_new = |row: &UserRow| !present.users.iter().any(|other| other.user.name == row.user.name);
-    for row in rows.iter_mut().filter(|row| row.user.telegram.is_none() && is_new(row)) {
-        let (code, link) = users::new_link().map_err(failed)?;
-        links.push(UserLink { user: row.user.name.clone(), code, expires_at: link.expires_at });
-        row.link = Some(link);
-    }
-    Ok((rows, links))
+    let made = new.iter().filter(|row| is_for_users(&row.place)).map(|row| row.id);
+    users::Wanted::new(wanted.users.clone(), there.chain(made).collect()).map_err(failed)
 }
 
 /// Disks first, then everything else in one transaction.
@@ -245,7 +234,7 @@ async fn commit_with_disks(
     new: New,
     given: Option<GivenDisk>,
     secrets: &Secrets,
-) -> Result<(), ApiError> {
+) -> Result<Vec<UserLink>, ApiError> {
     let New { instances, users } = new;
     let sizes = plan.instances.iter().map(|(spec, _)| spec.resources.data_disk_mib);
     let mut disks: Vec<_> = instances.iter().map(|instance| instance.id).zip(sizes).collect();
@@ -260,16 +249,16 @@ async fn commit_with_disks(
     let deployed = plan.changes.iter().map(|(what, how)| Audit::new(what, "Deployed", how.clone()));
     let audits: Vec<Audit> = deployed.chain(restored).collect();
     let (row, pools) = (tenant.clone(), plan.pools.clone());
-    let changed = agent
+    let committed = agent
         .store
         .write(move |tx| {
-            if let Some(changed) = basis.changed(tx)? {
-                return Ok(Some(changed));
+            if let Some(pool) = basis.changed(tx)? {
+                return Ok(Err(format!("pool {}/{pool}", row.id)));
             }
             row.save(tx)?;
             pools.iter().try_for_each(|pool| pool.save(tx))?;
             instances.iter().try_for_each(|instance| instance.insert(tx))?;
-            users.iter().try_for_each(|user| user.save(tx))?;
+            let links = users.save(tx, &row.id)?;
             if let Some(Sealed { wrapped, rows }) = &sealed {
                 if let Some(wrapped) = wrapped {
                     store::save_tenant_key(tx, &row.id, wrapped)?;
@@ -277,13 +266,14 @@ async fn commit_with_disks(
                 store::replace_secrets(tx, &row.id, rows)?;
             }
             audits.iter().try_for_each(|audit| audit.append(tx, &row.id))?;
-            Ok(None)
+            Ok(Ok(links))
         })
         .await
         .map_err(failed)?;
-    let Some(pool) = changed else { return Ok(()) };
-    let message = format!("pool {}/{pool} was changed meanwhile; nothing was done: run it again", tenant.id);
-    Err(ApiError::new(ErrorCode::Refused, message))
+    committed.map_err(|changed| {
+        let message = format!("{changed} was changed meanwhile; nothing was done: run it again");
+        ApiError::new(ErrorCode::Refused, message)
+    })
 }
 
 async fn tenant_row(

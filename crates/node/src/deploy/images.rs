@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mvm_host::{BuildStep, HostError, ImageSource};
-use mvm_model::PoolId;
 use mvm_model::manifest::Deployment;
+use mvm_model::{PoolId, PoolSpec};
 use mvm_protocol::api::ApiError;
 
 use super::{Events, invalid};
@@ -42,6 +42,15 @@ pub async fn of_pools(
         }
     }
     Ok(revisions)
+}
+
+/// Of a built-in image that is named with its version, which was found to be right, the name alone.
+pub fn forget_version(pool: &mut PoolSpec) {
+    if let ImageSource::BuiltIn(image) = source(&pool.image)
+        && let Some((name, _)) = image.split_once('@')
+    {
+        pool.image = name.to_owned();
+    }
 }
 
 async fn look(agent: &Agent, image: &str, events: &Events) -> Result<Option<String>, HostError> {

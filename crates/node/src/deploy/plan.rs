@@ -7,6 +7,7 @@ use mvm_model::{DesiredCounts, InstanceId, InstanceState, NetId, PoolId, PoolSpe
 
 use super::images::Revisions;
 use crate::store::{Goal, InstanceRow, PoolRow, TenantRow, UserRow};
+use crate::users;
 
 /// What is there of the tenant, and what others have.
 #[derive(Debug, Default)]
@@ -81,6 +82,10 @@ impl Plan {
     /// The key of what cannot be.
     pub fn make(present: &Present, wanted: &Deployment, revisions: &Revisions) -> Result<Self, Problem> {
         admit_kept(present, wanted)?;
+        if let Some((index, other)) = users::same_id(&present.users, &wanted.users) {
+            let message = format!("user `{other}` has that id");
+            return Err(Problem::new(format!("users[{index}].telegram"), message));
+        }
         let mut plan = Plan { network: Some(network(present, wanted)?), ..Plan::default() };
         plan.compare_tenant(present, wanted);
         plan.compare_users(present, wanted);

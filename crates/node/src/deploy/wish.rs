@@ -2,7 +2,7 @@
 
 use mvm_model::TenantId;
 use mvm_model::manifest::{Change, ChangeOf, Deployment, RequestedNetwork, Verb};
-use mvm_model::{PoolId, RoutingTable, User};
+use mvm_model::{PoolId, RoutingTable};
 use mvm_protocol::api::{ApiError, ChangeRequest, DeployMode, DeployRequest, ErrorCode, SecretValue};
 
 use super::images::Revisions;
@@ -11,6 +11,7 @@ use super::plan::{About, Present};
 use super::{at_key, failed};
 use crate::agent::{Agent, AgentError};
 use crate::store::{Goal, PoolRow, TenantRow, UserRow};
+use crate::users;
 
 /// How it was said.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Request {
                     );
                     return Err(ApiError::new(ErrorCode::Refused, message));
                 }
-                present.keep_claims(&mut deployment.users);
+                users::keep_claims(&present.users, &mut deployment.users);
                 let (kept, about) = (Revisions::new(), About::All);
                 Ok(Wish { deployment, secrets, kept, about, mode, command: None })
             }
@@ -143,14 +144,6 @@ impl Wish {
 }
 
 impl Present {
-    /// Who has opened their link is that user, also for a manifest that does not say who they are.
-    fn keep_claims(&self, users: &mut [User]) {
-        for user in users.iter_mut().filter(|user| user.telegram.is_none()) {
-            let row = self.users.iter().find(|row| row.user.name == user.name);
-            user.telegram = row.and_then(|row| row.user.telegram);
-        }
-    }
-
     /// What is wanted of the tenant so far, if there is one.
     pub(super) fn deployment(&self) -> Option<Deployment> {
         self.tenant.as_ref().map(|tenant| deployment(tenant, &self.pools, &self.users))

@@ -55,19 +55,7 @@ impl Task {
         }
         // What is written in place must have been found whole before: waited for while the guest still works.
         self.agent.hands.checked(self.row.id).await.map_err(failed)?;
-        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
-        let request = GuestRequest::SleepPrep { drain_timeout_secs: drain };
-        let wake_at = match session
-            .ask(&request, "SleepPrep", drain_time + Duration::from_secs(10))
-            .await
-            .map_err(failed)?
-        {
-            GuestReply::SleepPrepAck { success: true, wake_at, .. } => wake_at,
-            GuestReply::SleepPrepAck { detail, .. } => {
-                return Err(failed(format!("the guest cannot sleep now: {detail}")));
-            }
-            _ => return Err(failed("the guest's answer to SleepPrep makes no sense")),
-        };
+        let wake_at = self.finish_work(drain).await?;
         reached(KillPoint::SleepDrained);
         // Streams do not survive sleep.
         self.session = None;
@@ -84,12 +72,41 @@ impl Task {
         self.row.snapshot =
             Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
-        self.commit_sleeping(asker, wake_at).await
+        self.commit_sleeping(asker, wake_at, pool).await
+    }
+
+    /// Has the guest finish what it has in hand and begin nothing new, for so many seconds at most; when it wants to be woken.
+    ///
+    /// # Errors
+    /// It cannot, and goes on as before.
+    pub(super) async fn finish_work(&self, drain: u32) -> Result<Option<u64>, ActError> {
+        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
+        let request = GuestRequest::SleepPrep { drain_timeout_secs: drain };
+        let within = Duration::from_secs(drain.into()) + Duration::from_secs(10);
+        match session.ask(&request, "SleepPrep", within).await.map_err(failed)? {
+            GuestReply::SleepPrepAck { success: true, wake_at, .. } => Ok(wake_at),
+            GuestReply::SleepPrepAck { detail, .. } => {
+                Err(failed(format!("the guest cannot sleep now: {detail}")))
+            }
+            _ => Err(failed("the guest's answer to SleepPrep makes no sense")),
+        }
     }
 
     /// The point of no return.
-    async fn commit_sleeping(&mut self, asker: Asker, wake_at: Option<u64>) -> Result<(), ActError> {
+    async fn commit_sleeping(
+        &mut self,
+        asker: Asker,
+        wake_at: Option<u64>,
+        pool: &PoolSpec,
+    ) -> Result<(), ActError> {
         let before = self.row.clone();
+        let ran = crate::store::now_secs().saturating_sub(before.since);
+        let least = pool.runtime_policy.min_running_seconds;
+        // Policy does not come so far; a person may.
+        let overridden = (asker == Asker::Person && ran < least.into()).then(|| {
+            let detail = format!("put to sleep after {ran} s; its pool wants {least}");
+            Audit::new(before.address(), "MinRuntimeOverridden", detail)
+        });
         let bytes = self.row.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes);
         self.row.state = self.row.state.after(Operation::Sleep)?;
         self.row.since = crate::store::now_secs();
@@ -101,7 +118,7 @@ impl Task {
         }
         let detail = format!("{} KiB written, {}", bytes.div_ceil(1024), asker.purpose());
         let audit = Audit::new(self.row.address(), "InstanceSlept", detail);
-        let saved = self.save(vec![audit]).await;
+        let saved = self.save(overridden.into_iter().chain([audit]).collect()).await;
         if saved.is_err() {
             self.row = before;
         }
@@ -137,6 +154,10 @@ impl Task {
 
     /// Lets a paused machine go on, and tells its guest if a sleep was given up.
     pub(super) async fn go_on(&mut self, cancelled: Option<bool>) -> Result<(), ActError> {
+        if self.session.is_none() {
+            // S6: until it has confirmed who it is when.
+            self.agent.hands.set_link(self.row.id, false).await.map_err(failed)?;
+        }
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
         if self.session.is_none() {
             // It stood still, for as long as no agent was there maybe: it is told the time like one that woke.
@@ -149,7 +170,6 @@ impl Task {
             self.update(&mut guest).await?;
             self.session = Some(session);
         }
-        // A sleep that was begun has taken it down.
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled };

@@ -3,7 +3,10 @@
 //! What a machine goes back to is in its row from the beginning of the act until it has come up, and a copy of its data disk is
 //! kept as one for a restore is. So an agent that dies in between finds either what it had or what it is to have.
 
+use std::time::Duration;
+
 use mvm_model::{InstanceState, Operation};
+use mvm_protocol::control::GuestRequest;
 
 use super::stop::goal_after;
 use super::task::{Task, failed};
@@ -32,12 +35,21 @@ impl Task {
         let _admission = self.admit_again(&pool.spec).await?;
         self.rouse().await;
         let unchanged = self.row.clone();
+        let policy = &pool.spec.runtime_policy;
+        if self.row.state == InstanceState::Running {
+            let _ = said.send("waiting for what it has in hand".to_owned());
+            let drain = policy.drain_timeout_seconds;
+            let _ = tokio::time::timeout(Duration::from_secs(drain.into()), self.leases.none()).await;
+            // One that is in the middle of something stays as it is, and is told of to whoever wants the upgrade.
+            self.finish_work(drain).await?;
+        }
         if let Some(launched) = &mut self.row.launched {
             launched.upgrade = Some(Box::new(upgrade));
         }
         self.row.goal = Some(goal);
         if let Err(error) = self.begin(Intent::Upgrade).await {
             self.row = unchanged;
+            self.go_on_with_work().await;
             return Err(error);
         }
         reached(KillPoint::UpgradeBegun);
@@ -49,6 +61,17 @@ impl Task {
         Ok(Outcome::Done)
     }
 
+    /// It is not shut down after all.
+    async fn go_on_with_work(&self) {
+        let Some(session) = self.session.as_ref().filter(|_| self.row.state == InstanceState::Running) else {
+            return;
+        };
+        let request = GuestRequest::Wake { generation: self.row.generation, cancelled: Some(true) };
+        if let Err(error) = session.ask(&request, "Wake", Duration::from_secs(30)).await {
+            tracing::warn!(instance = %self.row.address(), %error, "it was not told to go on");
+        }
+    }
+
     /// From a guest that has ended to one that has its new image, or again what it had.
     async fn give_image(&mut self, said: &Said) -> Result<(), ActError> {
         self.end_runtime().await;
@@ -58,7 +81,12 @@ impl Task {
         self.save(Vec::new()).await?;
         reached(KillPoint::UpgradeStopped);
         let _ = said.send("copying its data disk".to_owned());
-        if let Err(error) = self.agent.hands.keep_copy(self.row.id).await {
+        // One of an earlier upgrade, which could not be removed, is nothing to go back to.
+        let kept = match self.agent.hands.forget_kept_disk(self.row.id).await {
+            Ok(()) => self.agent.hands.keep_copy(self.row.id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
             let error = failed(format!("its data disk could not be copied: {error}"));
             return self.go_back(error).await;
         }

@@ -11,6 +11,7 @@ use mvm_host::ResolverSockets;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::question::{Kind, Question, Reply};
 
@@ -26,6 +27,10 @@ const CONNECTIONS_OF_ONE: u32 = 4;
 const IDLE: Duration = Duration::from_secs(10);
 /// The longest question: a name, and what is said beside it.
 const LONGEST: usize = 4096;
+
+/// Questions of one machine by connection in each [`WINDOW`]; as many as the kernel lets in by datagram.
+const QUESTIONS_IN_WINDOW: u32 = 200;
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// What is asked of each machine that is being served.
 #[derive(Debug, Clone, Default)]
@@ -162,8 +167,17 @@ async fn answer_on<F: Future<Output = Reply>>(
     mut stream: TcpStream,
     decide: impl Fn(Kind) -> F,
 ) -> io::Result<()> {
+    let (mut asked, mut window) = (0, Instant::now());
     loop {
         let Some(question) = tokio::time::timeout(IDLE, receive(&mut stream)).await?? else { return Ok(()) };
+        if window.elapsed() >= WINDOW {
+            (asked, window) = (0, Instant::now());
+        }
+        asked += 1;
+        if asked > QUESTIONS_IN_WINDOW / CONNECTIONS_OF_ONE {
+            // Whoever asks so fast is answered more slowly.
+            tokio::time::sleep_until(window + WINDOW).await;
+        }
         let reply = reply(&question, &decide).await;
         let Some(bytes) = question.answer(&reply, usize::from(u16::MAX)) else { return Ok(()) };
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();

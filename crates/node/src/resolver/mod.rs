@@ -22,6 +22,7 @@ use mvm_model::{Egress, HostName, TenantId};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Agent;
+use crate::denials::Denials;
 use crate::store::{self, TenantRow};
 
 use question::{Kind, Reply};
@@ -56,8 +57,12 @@ impl Resolvers {
             Err(_) if self.is_open(&tenant.id) => return Ok(()),
             Err(error) => return Err(format!("names cannot be answered: {error}")),
         };
-        let resolver =
-            Arc::new(Resolver { agent: Arc::clone(agent), tenant: tenant.clone(), told: Mutex::default() });
+        let resolver = Arc::new(Resolver {
+            agent: Arc::clone(agent),
+            tenant: tenant.clone(),
+            told: Mutex::default(),
+            complaints: Denials::default(),
+        });
         let serving = async move {
             let decide = move |who, asked| {
                 let resolver = Arc::clone(&resolver);
@@ -95,6 +100,8 @@ struct Resolver {
     tenant: TenantRow,
     /// Until when which addresses of a name are let in.
     told: Mutex<HashMap<HostName, HashMap<Ipv4Addr, Instant>>>,
+    /// Of what goes wrong only so much is logged: machines decide how often they ask.
+    complaints: Denials,
 }
 
 impl Resolver {
@@ -119,6 +126,10 @@ impl Resolver {
         }
     }
 
+    fn is_to_be_told(&self) -> bool {
+        self.complaints.note(Instant::now()).is_some()
+    }
+
     /// What the machine with this address may reach.
     async fn egress_of(&self, who: Ipv4Addr) -> Option<Egress> {
         let machines =
@@ -133,13 +144,15 @@ impl Resolver {
             Ok(Found::Nothing) => return Reply::Nothing,
             Ok(Found::NoName) => return Reply::NoName,
             Err(error) => {
-                tracing::warn!(tenant = %self.tenant.id, %error, "a machine asked for a name");
+                if self.is_to_be_told() {
+                    tracing::warn!(tenant = %self.tenant.id, %error, "a machine asked for a name");
+                }
                 return Reply::Failed;
             }
         };
         let all = addresses.len();
         addresses.retain(|address| mvm_host::may_be_told(egress, *address));
-        if addresses.len() < all {
+        if addresses.len() < all && self.is_to_be_told() {
             tracing::warn!(tenant = %self.tenant.id, %name, "a name has addresses that no name leads to: they are not told");
         }
         if addresses.is_empty() {
