@@ -309,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn an_id_is_one_persons_also_of_those_who_stay() {
+        let tenant: TenantId = "alice".parse().unwrap();
+        let known = |name: &str, id: i64| User { telegram: TelegramId::new(id), ..user(name) };
+        let present = assign(&tenant, &[], &[known("ann", 1), known("bob", 2)], &[]);
+        let taken =
+            |wanted: &[User]| same_id(&present, wanted).map(|(index, other)| (index, other.to_string()));
+        assert_eq!(taken(&[known("ann", 2), known("bob", 1)]), None, "they may exchange them");
+        assert_eq!(taken(&[known("ann", 2)]), Some((0, "bob".to_owned())), "bob stays");
+        assert_eq!(taken(&[known("cat", 3), known("dan", 3)]), Some((1, "cat".to_owned())));
+        let mut wanted = [user("bob"), known("ann", 2)];
+        keep_claims(&present, &mut wanted);
+        assert_eq!(taken(&wanted), Some((1, "bob".to_owned())), "who opened their link has it");
+    }
+
+    #[test]
     fn who_is_known_needs_no_link() {
         let tenant: TenantId = "alice".parse().unwrap();
         let mut rows = assign(&tenant, &[], &[user("ann")], &[InstanceId::new(1)]);
