@@ -147,7 +147,10 @@ fn secrets_are_in_the_machines_that_are_given_them_and_nowhere_else() {
     assert_eq!(holders(&lab, &all, &made_by_mvm(&lab)), NOWHERE);
     // What was sealed is gone as well: nothing of the tenant's rows is left, in the journal neither.
     let names = ["TELEGRAM_BOT_TOKEN".to_owned()];
-    assert_eq!(holders(&lab, &names, &[lab.data_dir()]), NOWHERE);
+    let mut found = holders(&lab, &names, &[lab.data_dir()]);
+    // Whatever the tenant, the guest in every image knows that there may be such a secret.
+    found.retain(|path| !path.starts_with(lab.data_dir().join("images")));
+    assert_eq!(found, NOWHERE);
 }
 
 /// Reads both secrets over and over, each time from one folder, and says every pair that it has not seen before.
