@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use mvm_harness::{assert_tidy, kill};
 
-use crate::alice::{ALICE, ANSWERED, GATEWAY, KNOWN, WORKER, alice, sleep, taken, vmm, wakes};
+use crate::alice::{ALICE, GATEWAY, KNOWN, WORKER, alice, sleep, taken, vmm, wakes};
 
 /// A call that was in flight at a kill began at most so long before it.
 const IN_FLIGHT: Duration = Duration::from_secs(10);
@@ -95,5 +95,4 @@ fn a_wake_that_takes_long_is_seen_as_typing() {
     std::thread::sleep(Duration::from_secs(7));
     let later = |call: &mvm_fakes::BotCall| call.at > answered + Duration::from_secs(1);
     assert!(!outside.bot.calls_of("sendChatAction").iter().any(later));
-    assert!(ANSWERED > Duration::from_secs(8));
 }

@@ -1,6 +1,7 @@
 //! OpenClaw and node as the image's lock has them, installed once below `target`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,7 +9,12 @@ use mvm_harness::checkout;
 
 const STAMP: &str = "installed";
 
-/// Where `node_modules` is. Nothing where npm's packages cannot be had, and then it is said that tests are skipped.
+/// What npm says where the registry cannot be reached.
+const UNREACHED: [&str; 8] =
+    ["ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ECONNRESET", "ENETUNREACH", "tunneling socket", "via proxy"];
+
+/// Where `node_modules` is. Nothing where there is no npm or its registry cannot be reached, and then it is said that tests
+/// are skipped.
 pub(super) fn installed() -> Option<PathBuf> {
     let folder = checkout().join("target/openclaw-npm");
     match install(&folder) {
@@ -33,10 +39,15 @@ fn install(folder: &Path) -> Result<(), String> {
     fs::write(folder.join("package.json"), package.to_string()).unwrap();
     fs::write(folder.join("package-lock.json"), &lock).unwrap();
     let arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
-    let output =
-        Command::new("npm").current_dir(folder).args(arguments).output().map_err(|e| format!("npm: {e}"))?;
+    let output = match Command::new("npm").current_dir(folder).args(arguments).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err("there is no npm".to_owned()),
+        ran => ran.unwrap(),
+    };
     if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let is_unreached = UNREACHED.iter().any(|word| said.contains(word));
+        assert!(is_unreached, "npm ci {}: {said}", output.status);
+        return Err(said);
     }
     // As the image leaves it out.
     fs::remove_file(folder.join("node_modules/openclaw/.openclaw-lifecycle-pending")).unwrap();

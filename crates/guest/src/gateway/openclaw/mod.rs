@@ -156,8 +156,10 @@ pub(super) async fn adopt(
     };
     match (running, settings) {
         (Some(running), Some(settings)) => {
-            running.context.claims.settle(&settings);
-            running.context.settings.send_replace(Arc::new(settings));
+            let settings = Arc::new(settings);
+            // Those whom they know stay known in between.
+            running.context.settings.send_replace(Arc::clone(&settings));
+            running.context.claims.settle(&settings).await;
             Ok(Some(running))
         }
         (None, Some(settings)) => {
@@ -183,7 +185,10 @@ impl OpenClaw {
     ) -> Result<OpenClaw, GatewayError> {
         let listener = worker_port::listen(SocketAddrV4::new(listen, config.worker_port))?;
         let outgoing = Outgoing::new(config.more_roots.as_deref())?;
+        durable::tidy(&config.data).await;
         let spending = Spending::open(config.data.join("usage.json")).await;
+        let claims = Claims::open(config.data.join("claims.json")).await;
+        claims.settle(&settings).await;
         let context = Arc::new(Context {
             gateway: Arc::clone(gateway),
             config: config.clone(),
@@ -191,7 +196,7 @@ impl OpenClaw {
             settings: watch::Sender::new(Arc::new(settings)),
             outgoing,
             metrics: Metrics::default(),
-            claims: Claims::default(),
+            claims,
             typing: Typing::default(),
             files: FilesSeen::default(),
             spending,

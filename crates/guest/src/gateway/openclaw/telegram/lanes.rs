@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::super::Context;
 use super::claim::{self, Claim, Claimed};
 use super::ledger::Ledger;
-use super::parked::Parked;
+use super::parked::{Parked, Unreadable};
 use super::update::Update;
 use super::{Backoff, api, deliver};
 use crate::gateway::note;
@@ -47,6 +47,8 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 struct Lane {
     user: String,
+    /// It began with a link of theirs, and who they are may not be decided.
+    is_claiming: bool,
     items: VecDeque<Item>,
     /// What waits is to be kept here: its own task does it, as that knows what it has in hand.
     to_park: bool,
@@ -62,7 +64,7 @@ struct First {
 
 /// Something to be done.
 #[derive(Debug, Clone)]
-pub(super) struct Item {
+struct Item {
     id: i64,
     since: Instant,
     what: What,
@@ -76,20 +78,11 @@ enum What {
     Parked,
     /// There were too many.
     Dropped,
-    Claim(Claim),
 }
 
 impl Item {
-    pub(super) fn fresh(update: Update) -> Item {
-        Item { id: update.id, since: Instant::now(), what: What::Fresh(Arc::new(update)) }
-    }
-
     fn is_fresh(&self) -> bool {
         matches!(self.what, What::Fresh(_))
-    }
-
-    pub(super) fn claim(id: i64, claim: Claim) -> Item {
-        Item { id, since: Instant::now(), what: What::Claim(claim) }
     }
 }
 
@@ -126,7 +119,8 @@ impl Lanes {
         let lanes = Arc::new(Lanes { context, ledger, parked, lanes, places, deliveries, ending });
         let settings = lanes.context.settings();
         for (chat, ids) in kept {
-            let user = settings.by_telegram(chat).map_or("", |person| &person.served.user);
+            let person = lanes.context.claims.person(&settings, chat);
+            let user = person.map_or("", |person| &person.served.user);
             for id in ids {
                 lanes.context.metrics.parked(user, 1);
                 lanes.add(chat, user, Item { id, since: Instant::now(), what: What::Parked });
@@ -136,23 +130,24 @@ impl Lanes {
     }
 
     /// Adds an update to those of a chat.
-    pub(super) fn push(self: &Arc<Self>, chat: i64, user: &str, item: Item) {
+    pub(super) fn push(self: &Arc<Self>, chat: i64, user: &str, update: Update) {
+        let item = Item { id: update.id, since: Instant::now(), what: What::Fresh(Arc::new(update)) };
         self.add(chat, user, item);
     }
 
-    /// Whether somebody in this chat has just opened a link.
+    /// Whether somebody in this chat has opened a link, and it is not decided yet what comes of it.
     pub(super) fn is_claiming(&self, chat: i64) -> bool {
-        let lanes = lock(&self.lanes);
-        let is_claim = |item: &Item| matches!(item.what, What::Claim(_));
-        lanes.get(&chat).is_some_and(|lane| lane.items.iter().any(is_claim))
+        lock(&self.lanes).get(&chat).is_some_and(|lane| lane.is_claiming)
     }
 
     fn add(self: &Arc<Self>, chat: i64, user: &str, item: Item) {
+        let is_claiming = self.context.claims.person(&self.context.settings(), chat).is_none();
         let mut lanes = lock(&self.lanes);
         let is_new = !lanes.contains_key(&chat);
         let lane = lanes.entry(chat);
         let lane = lane.or_insert_with(|| Lane {
             user: user.to_owned(),
+            is_claiming,
             items: VecDeque::new(),
             to_park: false,
             asked: Arc::default(),
@@ -233,19 +228,42 @@ impl Lanes {
 
     /// Does what is to be done once.
     async fn attempt(&self, chat: i64, item: &Item) -> Result<(), String> {
-        let content = match &item.what {
-            What::Dropped => return Ok(()),
-            What::Claim(claim) => return self.claim(claim).await,
-            What::Fresh(update) => return self.deliver(chat, update, item.since.elapsed() < TYPING).await,
-            What::Parked => self.parked.read(chat, item.id).await,
-        };
-        match content {
-            Ok(content) => match Update::parse(content) {
-                Some(update) => self.deliver(chat, &update, false).await,
-                None => Ok(()),
+        match &item.what {
+            What::Dropped => Ok(()),
+            What::Fresh(update) => self.decide(chat, update, item.since.elapsed() < TYPING).await,
+            What::Parked => match self.parked.read(chat, item.id).await {
+                Ok(content) => match Update::parse(content) {
+                    Some(update) => self.decide(chat, &update, false).await,
+                    None => Ok(()),
+                },
+                Err(Unreadable::Lost(why)) => {
+                    note(&format!("update {} was kept, and is lost: {why}", item.id));
+                    Ok(())
+                }
+                Err(error @ Unreadable::ForNow(_)) => Err(error.to_string()),
             },
-            Err(error) => {
-                note(&format!("update {} was kept and cannot be read, and is lost: {error}", item.id));
+        }
+    }
+
+    /// Delivers an update, or makes its sender a user by it.
+    async fn decide(&self, chat: i64, update: &Update, lately: bool) -> Result<(), String> {
+        let settings = self.context.settings();
+        if update.start_code().is_some_and(|code| self.context.claims.has_opened(&settings, chat, code)) {
+            // Once more, or after a sudden end.
+            return Ok(());
+        }
+        let is_served = self.context.claims.person(&settings, chat).is_some();
+        let Some(code) = update.start_code().filter(|_| !is_served) else {
+            return self.deliver(chat, update, lately).await;
+        };
+        match self.context.claims.find(&settings, code) {
+            Some(user) => {
+                let claim = Claim { code: code.to_owned(), user: user.to_owned(), telegram: chat };
+                self.claim(&claim).await
+            }
+            None => {
+                self.is_nobody(chat);
+                self.say(chat, NO_GREETING).await;
                 Ok(())
             }
         }
@@ -275,17 +293,32 @@ impl Lanes {
         let answer = claim::ask(&self.context.host_socket, claim).await.map_err(|error| error.to_string())?;
         let text = match answer {
             Claimed::Is(user) => {
+                // The host holds them for this user now, whether this can be written down or not: it says so again.
+                let kept = self.context.claims.add(claim.telegram, user.clone()).await;
+                kept.map_err(|error| format!("that they are `{user}` is not written down: {error}"))?;
                 note(&format!("`{user}` has opened their link"));
-                self.context.claims.add(claim.telegram, user);
                 GREETING
             }
             Claimed::Refused(why) => {
                 note(&format!("the link of `{}` was opened and refused: {why}", claim.user));
+                self.is_nobody(claim.telegram);
                 NO_GREETING
             }
         };
         self.say(claim.telegram, text).await;
         Ok(())
+    }
+
+    /// The link in hand makes them nobody's user. Another that waits may.
+    fn is_nobody(&self, chat: i64) {
+        if let Some(lane) = lock(&self.lanes).get_mut(&chat) {
+            let is_link = |item: &Item| match &item.what {
+                What::Fresh(update) => update.start_code().is_some(),
+                What::Parked => true,
+                What::Dropped => false,
+            };
+            lane.is_claiming = lane.items.iter().skip(1).any(is_link);
+        }
     }
 
     /// Says something to a person, with a few tries.
@@ -314,7 +347,7 @@ impl Lanes {
         };
         self.context.metrics.waiting(&user, -1);
         match item.what {
-            What::Fresh(_) | What::Claim(_) => {
+            What::Fresh(_) => {
                 self.ledger.done(item.id);
                 self.ledger.save().await;
             }
@@ -328,16 +361,13 @@ impl Lanes {
         }
     }
 
-    /// Has kept here what has waited for long, and, where it is crowded, what the busiest chat has waiting.
-    pub(super) fn park(&self, crowded: bool) {
-        let mut lanes = lock(&self.lanes);
-        let fresh = |lane: &Lane| lane.items.iter().filter(|item| item.is_fresh()).count();
-        let busiest = lanes.iter().max_by_key(|(_, lane)| fresh(lane)).map(|(chat, _)| *chat);
-        let busiest = busiest.filter(|_| crowded);
+    /// Has kept here what has waited for long, and what waits in the chat of an update that is `in_the_way` of others.
+    pub(super) fn park(&self, in_the_way: Option<i64>) {
         let oldest = self.context.config.pace.park_after;
-        for (chat, lane) in lanes.iter_mut() {
-            let since = lane.items.iter().find(|item| item.is_fresh()).map(|item| item.since);
-            let is_due = busiest == Some(*chat) || since.is_some_and(|since| since.elapsed() >= oldest);
+        for lane in lock(&self.lanes).values_mut() {
+            let first = lane.items.iter().find(|item| item.is_fresh());
+            let is_due =
+                first.is_some_and(|item| in_the_way == Some(item.id) || item.since.elapsed() >= oldest);
             if is_due && !lane.to_park {
                 lane.to_park = true;
                 lane.asked.notify_one();

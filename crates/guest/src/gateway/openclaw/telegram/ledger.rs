@@ -125,6 +125,14 @@ impl Ledger {
         lock(&self.position).waiting.len()
     }
 
+    /// The first that is not done with, where so many lie from it on: Telegram shows no more than a hundred, those that are
+    /// done with among them.
+    pub(super) fn in_the_way(&self, crowded: usize) -> Option<i64> {
+        let position = lock(&self.position);
+        let shown = position.waiting.len() + position.done.len();
+        position.waiting.first().copied().filter(|_| shown >= crowded)
+    }
+
     /// Waits until more is done with.
     pub(super) async fn progress(&self) {
         self.progress.notified().await;
@@ -194,8 +202,9 @@ mod tests {
 
         let again = open(&folder).await;
         assert_eq!(again.take_in(&[10, 11, 12, 13], Some(10)), BTreeSet::from([10, 12, 13]));
+        assert_eq!((again.in_the_way(4), again.in_the_way(5)), (Some(10), None));
         again.done(10);
-        assert_eq!(again.offset(), Some(12));
+        assert_eq!((again.offset(), again.in_the_way(2)), (Some(12), Some(12)));
         again.done(13);
         again.done(12);
         assert_eq!((again.offset(), again.waiting()), (Some(14), 0));

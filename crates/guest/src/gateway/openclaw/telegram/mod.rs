@@ -32,8 +32,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Context;
 use super::settings::BotToken;
+use super::{Context, durable};
 use crate::gateway::note;
 
 pub(super) use claim::Claims;
@@ -110,6 +110,7 @@ impl Session {
         ending: &CancellationToken,
     ) -> io::Result<Session> {
         let folder = context.config.data.join("telegram").join(bot.bot_id().to_string());
+        durable::tidy(&folder).await;
         let ledger = Arc::new(Ledger::open(folder.join("position.json")).await?);
         let parked = Parked::open(folder.join("parked")).await?;
         let lanes =

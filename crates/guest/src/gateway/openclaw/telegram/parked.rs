@@ -13,6 +13,17 @@ use crate::lock;
 /// So many of one chat: its worker has not taken anything for very long.
 const PER_CHAT: usize = 10_000;
 
+/// Why there is nothing to be delivered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    /// There is nothing, or nothing that makes sense.
+    #[error("{0}")]
+    Lost(String),
+    /// The disk's, which may be over in a while.
+    #[error("it cannot be read: {0}")]
+    ForNow(#[source] io::Error),
+}
+
 /// The folder, and what is in it.
 #[derive(Debug)]
 pub(super) struct Parked {
@@ -28,6 +39,7 @@ impl Parked {
     pub(super) async fn open(folder: PathBuf) -> io::Result<Parked> {
         let mut kept = BTreeMap::new();
         for (chat, path) in numbered(&folder).await? {
+            durable::tidy(&path).await;
             let ids: BTreeSet<i64> = numbered(&path).await?.into_iter().map(|(id, _)| id).collect();
             kept.insert(chat, ids);
         }
@@ -57,10 +69,15 @@ impl Parked {
     /// One that is kept.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub(super) async fn read(&self, chat: i64, id: i64) -> io::Result<Value> {
-        let content = tokio::fs::read(self.path(chat, id)).await?;
-        serde_json::from_slice(&content).map_err(io::Error::other)
+    /// [`Unreadable`]
+    pub(super) async fn read(&self, chat: i64, id: i64) -> Result<Value, Unreadable> {
+        match durable::read(&self.path(chat, id)).await {
+            Ok(Some(content)) => {
+                serde_json::from_slice(&content).map_err(|error| Unreadable::Lost(error.to_string()))
+            }
+            Ok(None) => Err(Unreadable::Lost("it is gone".to_owned())),
+            Err(error) => Err(Unreadable::ForNow(error)),
+        }
     }
 
     /// Its worker has it.
@@ -97,4 +114,22 @@ async fn numbered(folder: &Path) -> io::Result<Vec<(i64, PathBuf)>> {
         found.extend(number.ok().map(|number| (number, entry.path())));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_is_gone_or_makes_no_sense_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let parked = Parked::open(folder.path().join("parked")).await.unwrap();
+        parked.keep(7, 1, &serde_json::json!({ "update_id": 1 })).await.unwrap();
+        assert_eq!(parked.read(7, 1).await.unwrap()["update_id"], 1);
+        assert!(matches!(parked.read(7, 2).await, Err(Unreadable::Lost(_))));
+        std::fs::write(parked.path(7, 1), "{").unwrap();
+        assert!(matches!(parked.read(7, 1).await, Err(Unreadable::Lost(_))));
+        std::fs::create_dir(parked.path(7, 3)).unwrap();
+        assert!(matches!(parked.read(7, 3).await, Err(Unreadable::ForNow(_))));
+    }
 }

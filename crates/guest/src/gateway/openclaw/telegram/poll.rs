@@ -6,8 +6,6 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::api::{self, ApiError};
-use super::claim::Claim;
-use super::lanes::Item;
 use super::update::{KINDS, Update};
 use super::{Backoff, Session};
 use crate::gateway::note;
@@ -17,7 +15,8 @@ const LONG_POLL: u64 = 50;
 const MARGIN: Duration = Duration::from_secs(15);
 /// As many as Telegram gives at once.
 const BATCH: usize = 100;
-/// From so many on that wait, some are kept here, so that Telegram's next ones are seen.
+/// From so many on that Telegram shows, done with or not, those of the chat that the first one waits in are kept here, so that
+/// the next ones are seen.
 const CROWDED: usize = 64;
 /// While something waits for its worker Telegram would answer at once with that, so it is asked in these steps.
 const STEP: Duration = Duration::from_millis(250);
@@ -106,30 +105,26 @@ impl Session {
             // Those that go to nobody are done with.
             self.ledger.save().await;
         }
-        let crowded = self.ledger.waiting() >= CROWDED;
-        self.lanes.park(crowded);
+        self.lanes.park(self.ledger.in_the_way(CROWDED));
         !new.is_empty()
     }
 
     fn route(&self, update: Update) {
         let settings = self.context.settings();
-        let id = update.id;
-        let Some(sender) = update.sender else { return self.ledger.done(id) };
+        let Some(sender) = update.sender else { return self.ledger.done(update.id) };
         if let Some(person) = self.context.claims.person(&settings, sender) {
-            return self.lanes.push(sender, &person.served.user, Item::fresh(update));
+            return self.lanes.push(sender, &person.served.user, update);
         }
-        if let Some(code) = update.start_code()
-            && let Some(user) = self.context.claims.find(&settings, code)
-        {
-            let claim = Claim { code: code.to_owned(), user: user.to_owned(), telegram: sender };
-            return self.lanes.push(sender, user, Item::claim(id, claim));
-        }
-        if self.lanes.is_claiming(sender) {
+        let link = update.start_code().and_then(|code| self.context.claims.find(&settings, code));
+        match link {
+            Some(user) => self.lanes.push(sender, user, update),
             // Who they are is decided first.
-            return self.lanes.push(sender, "", Item::fresh(update));
+            None if self.lanes.is_claiming(sender) => self.lanes.push(sender, "", update),
+            None => {
+                self.strangers.refuse(sender);
+                self.ledger.done(update.id);
+            }
         }
-        self.strangers.refuse(sender);
-        self.ledger.done(id);
     }
 }
 

@@ -249,6 +249,23 @@ fn one_stuck_worker_does_not_stop_the_others_and_gets_its_updates_in_the_end() {
 }
 
 #[test]
+fn what_others_have_taken_does_not_hide_what_comes_behind_one_that_waits() {
+    let world = World::new();
+    world.alice.always(Some(Does::Status(503)));
+    let to_alice = world.bot.push_message(ALICE, "x");
+    let to_bob: Vec<i64> = (0..120).map(|n| world.bot.push_message(BOB, &n.to_string())).collect();
+    assert_eq!(world.bob.takes(120), to_bob);
+    for stranger in 5000..5150 {
+        world.bot.push_message(stranger, "hello");
+    }
+    let last = world.bot.push_message(BOB, "last");
+    assert_eq!(world.bob.takes(121)[120..], [last]);
+    world.alice.always(None);
+    assert_eq!(world.alice.takes(1), [to_alice]);
+    world.all_acknowledged();
+}
+
+#[test]
 fn what_waits_for_long_is_kept_here() {
     let mut world = World::asleep();
     world.config.openclaw.pace.park_after = Duration::from_millis(100);

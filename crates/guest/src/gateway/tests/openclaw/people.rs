@@ -76,6 +76,27 @@ fn whoever_opens_a_link_first_is_its_user() {
 }
 
 #[test]
+fn who_has_opened_a_link_stays_a_user_after_a_kill() {
+    let mut world = World::new();
+    world.bot.push_message(CAROL, &format!("/start {CODE}"));
+    world.until(|world| !told(world, CAROL).is_empty());
+    world.kill();
+    // The config does not say so yet.
+    world.start();
+    let id = world.bot.push_message(CAROL, "hello");
+    assert_eq!(world.carol.takes(1), [id]);
+    let answer = world.call(&world.carol, "sendMessage", &json!({ "chat_id": CAROL, "text": "hi" }));
+    assert_eq!(answer.status(), 200, "{}", answer.body);
+    world.all_acknowledged();
+    let user = &mut world.block["users"][2];
+    user["telegram"] = json!(CAROL);
+    user.as_object_mut().unwrap().remove("link");
+    world.reload();
+    let kept = std::fs::read(world.config.openclaw.data.join("claims.json")).unwrap();
+    assert_eq!(kept, b"{}", "the config says it now");
+}
+
+#[test]
 fn a_link_that_has_run_out_makes_nobody_a_user() {
     let mut world = World::asleep();
     world.block["users"][2]["link"] = link(CODE, 0);
