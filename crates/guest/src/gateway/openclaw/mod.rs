@@ -32,7 +32,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::listen::Shared;
 use super::{GatewayError, note};
-use bot_api::FilesSeen;
+use bot_api::{FilesSeen, Pacing};
 use metrics::Metrics;
 use model::Spending;
 use outgoing::Outgoing;
@@ -114,6 +114,7 @@ struct Context {
     claims: Claims,
     typing: Typing,
     files: FilesSeen,
+    pacing: Pacing,
     spending: Spending,
     closing: CancellationToken,
 }
@@ -199,6 +200,7 @@ impl OpenClaw {
             claims,
             typing: Typing::default(),
             files: FilesSeen::default(),
+            pacing: Pacing::default(),
             spending,
             closing: CancellationToken::new(),
         });

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `methods` | what may be called |
 //! | `parameters` | reads parameters, and lets only those through that are about the worker's own chat |
+//! | `pace` | how many calls a worker may make |
 //! | `parts` | uploads, passed on as they come |
 //! | `pass_on` | the call to Telegram |
 //! | `files` | which files a worker may download |
 
 mod files;
 mod methods;
+mod pace;
 mod parameters;
 mod parts;
 mod pass_on;
@@ -27,6 +29,7 @@ use super::outgoing::{Body, full};
 use super::settings::{Person, Settings, same_secret};
 
 pub(super) use files::FilesSeen;
+pub(super) use pace::Pacing;
 use methods::{Does, Method};
 use parameters::Parameters;
 
@@ -35,11 +38,18 @@ use parameters::Parameters;
 struct Refused {
     code: u16,
     description: String,
+    /// After how many seconds it may be tried again.
+    retry_after: Option<u64>,
 }
 
 impl Refused {
     fn new(code: u16, description: impl Into<String>) -> Refused {
-        Refused { code, description: description.into() }
+        Refused { code, description: description.into(), retry_after: None }
+    }
+
+    fn too_many(seconds: u64) -> Refused {
+        let description = format!("Too Many Requests: retry after {seconds}");
+        Refused { retry_after: Some(seconds), ..Refused::new(429, description) }
     }
 
     fn bad_request(what: impl std::fmt::Display) -> Refused {
@@ -51,10 +61,16 @@ impl Refused {
     }
 
     fn into_response(self) -> Response<Body> {
-        let body = json!({ "ok": false, "error_code": self.code, "description": self.description });
+        let mut body = json!({ "ok": false, "error_code": self.code, "description": self.description });
+        if let Some(seconds) = self.retry_after {
+            body["parameters"] = json!({ "retry_after": seconds });
+        }
         let mut response = json_response(&body);
         *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::BAD_GATEWAY);
-        response
+        match self.retry_after {
+            Some(seconds) => with_retry_after(response, seconds),
+            None => response,
+        }
     }
 }
 
@@ -81,6 +97,10 @@ pub(super) async fn answer(
         Err(refused) => return refused.into_response(),
     };
     let user = &person.served.user;
+    if let Err(seconds) = context.pacing.take(person.served.instance_id) {
+        context.metrics.called(user, "too_many", 429);
+        return Refused::too_many(seconds).into_response();
+    }
     let (name, answered) = match call {
         Asked::File(path) => ("file", pass_on::download(context, &settings, person, path, &request).await),
         Asked::Method(name) => match methods::find(name) {

@@ -31,8 +31,17 @@ const TEXTS: [&str; 11] = [
     "quote",
     "action",
 ];
-/// Ways to speak for others, or to be heard elsewhere.
-const NEVER: [&str; 4] = ["business_connection_id", "inline_message_id", "user_id", "receiver_user_id"];
+/// Ways to speak for others, to be heard elsewhere, or to spend the Stars of the bot, which is everybody's.
+const NEVER: [&str; 8] = [
+    "business_connection_id",
+    "inline_message_id",
+    "user_id",
+    "receiver_user_id",
+    "allow_paid_broadcast",
+    "star_count",
+    "paid_message_star_count",
+    "suggested_post_parameters",
+];
 
 /// Parameters that were checked so far.
 #[derive(Debug)]
@@ -237,6 +246,9 @@ mod tests {
             vec![chat(), ("inline_message_id", json!("x"))],
             vec![chat(), ("business_connection_id", json!("x"))],
             vec![chat(), ("user_id", json!(5))],
+            vec![chat(), ("allow_paid_broadcast", json!(true))],
+            vec![chat(), ("suggested_post_parameters", json!({ "price": { "amount": 5 } }))],
+            vec![chat(), ("media", json!([{ "star_count": 5 }]))],
             vec![chat(), chat()],
             vec![("text", json!("x"))],
         ] {

@@ -11,14 +11,14 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::Context;
-use super::super::outgoing::{Body, BodyError, OutgoingError, full, in_full};
+use super::super::outgoing::{Body, OutgoingError, Timely, full, in_full};
 use super::super::settings::{BotToken, Person, Settings};
 use super::methods::Method;
 use super::parts::Upload;
 use super::{Refused, with_retry_after};
 use crate::lock;
 
-/// How long Telegram may take with a call, and with an upload.
+/// How long Telegram may take with a call, or between two pieces of a file, and with an upload.
 const CALL: Duration = Duration::from_secs(60);
 const UPLOAD: Duration = Duration::from_secs(600);
 /// For so long the gateway waits in a worker's place, where Telegram is not to be reached or says it is too much.
@@ -123,7 +123,7 @@ pub(super) async fn download(
     let outgoing = outgoing.map_err(|_| Refused::bad_request("file_path"))?;
     let response = context.outgoing.send(outgoing, CALL).await.map_err(|error| bad_gateway(&error))?;
     let (head, body) = response.into_parts();
-    let mut passed = Response::new(body.map_err(BodyError::from).boxed_unsync());
+    let mut passed = Response::new(Timely::new(body, CALL).boxed_unsync());
     *passed.status_mut() = head.status;
     for name in [CONTENT_TYPE, CONTENT_LENGTH] {
         passed.headers_mut().extend(head.headers.get(&name).map(|value| (name.clone(), value.clone())));

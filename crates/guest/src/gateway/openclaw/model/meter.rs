@@ -5,15 +5,22 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Frame, SizeHint};
 use serde::Deserialize;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::spending::Tokens;
-use crate::gateway::openclaw::outgoing::BodyError;
+use crate::gateway::openclaw::outgoing::{BodyError, Timely};
 
-/// A line, or a whole answer, that is longer is passed on unread.
+/// Of a line, or a whole answer, that is longer only the end is looked at.
 const LONGEST: usize = 4 << 20;
+const END: usize = 64 << 10;
+/// For so long an answer is read on whose client has left.
+const READ_ON: Duration = Duration::from_secs(900);
 
 /// What an answer used.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -25,35 +32,69 @@ pub(super) struct Used {
 /// Somebody who is told at the end, however it comes.
 type Told = Box<dyn FnOnce(Used) + Send>;
 
-/// An answer's body, passed on as it comes. It breaks off where nothing comes for too long.
-pub(super) struct Metered {
-    body: Incoming,
+/// An answer's body, passed on as it comes. Who leaves before its end has it read nevertheless: it costs what it costs.
+pub(super) struct Metered(Option<Answer>);
+
+struct Answer {
+    body: Timely,
     reader: Reader,
-    told: Option<Told>,
-    silence: Duration,
-    deadline: Pin<Box<Sleep>>,
+    told: Told,
+    ended: bool,
+    reading_on: ReadingOn,
+}
+
+/// Where answers are read on whose client has left, until the gateway ends.
+#[derive(Debug, Clone)]
+pub(super) struct ReadingOn {
+    pub(super) tasks: TaskTracker,
+    pub(super) ending: CancellationToken,
 }
 
 impl Metered {
-    /// `told` learns what was used when the body has ended or is dropped, unless that is nothing.
+    /// `told` learns what was used when the body has ended, unless that is nothing. What has to be read on is among
+    /// `reading_on`.
     pub(super) fn new(
-        body: Incoming,
+        body: Timely,
         is_stream: bool,
-        silence: Duration,
+        reading_on: ReadingOn,
         told: impl FnOnce(Used) + Send + 'static,
     ) -> Metered {
         let reader = Reader { is_stream, ..Reader::default() };
-        Metered { body, reader, told: Some(Box::new(told)), silence, deadline: Box::pin(sleep(silence)) }
+        Metered(Some(Answer { body, reader, told: Box::new(told), ended: false, reading_on }))
+    }
+}
+
+impl Answer {
+    fn finish(self) {
+        let used = self.reader.finish();
+        if used != Used::default() {
+            (self.told)(used);
+        }
+    }
+
+    async fn read_on(mut self) {
+        let reading = async {
+            while let Some(Ok(frame)) = self.body.frame().await {
+                if let Some(data) = frame.data_ref() {
+                    self.reader.read(data);
+                }
+            }
+        };
+        // What came until then counts in any case.
+        let _ = self.reading_on.ending.run_until_cancelled(timeout(READ_ON, reading)).await;
+        self.finish();
     }
 }
 
 impl Drop for Metered {
     fn drop(&mut self) {
-        let used = std::mem::take(&mut self.reader).finish();
-        if let Some(told) = self.told.take()
-            && used != Used::default()
-        {
-            told(used);
+        let Some(answer) = self.0.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) if !answer.ended && !answer.body.is_end_stream() => {
+                let tasks = answer.reading_on.tasks.clone();
+                tasks.spawn_on(answer.read_on(), &runtime);
+            }
+            _ => answer.finish(),
         }
     }
 }
@@ -66,30 +107,25 @@ impl Body for Metered {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+        let Some(answer) = &mut self.0 else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut answer.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    this.reader.read(data);
+                    answer.reader.read(data);
                 }
-                this.deadline.as_mut().reset(Instant::now() + this.silence);
-                Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => {
-                ready!(this.deadline.as_mut().poll(cx));
-                Poll::Ready(Some(Err("the model API has fallen silent".into())))
-            }
+            Some(Err(_)) | None => answer.ended = true,
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.0.as_ref().is_none_or(|answer| answer.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.0.as_ref().map_or_else(SizeHint::default, |answer| answer.body.size_hint())
     }
 }
 
@@ -98,8 +134,10 @@ impl Body for Metered {
 struct Reader {
     is_stream: bool,
     held: Vec<u8>,
-    /// The line, or all of it, is too long.
+    /// The line, or all of it, is too long: only its end is held.
     skipping: bool,
+    /// Of all that came.
+    length: usize,
     used: Used,
 }
 
@@ -123,10 +161,18 @@ struct Usage {
     output_tokens: Option<u64>,
     cache_creation_input_tokens: Option<u64>,
     cache_read_input_tokens: Option<u64>,
+    cache_creation: Option<CacheCreation>,
+}
+
+/// Those written to the cache, by how long they stay there.
+#[derive(Deserialize)]
+struct CacheCreation {
+    ephemeral_1h_input_tokens: Option<u64>,
 }
 
 impl Reader {
     fn read(&mut self, data: &[u8]) {
+        self.length += data.len();
         if !self.is_stream {
             return self.hold(data);
         }
@@ -139,11 +185,12 @@ impl Reader {
     }
 
     fn hold(&mut self, data: &[u8]) {
-        if self.skipping || self.held.len() + data.len() > LONGEST {
-            self.skipping = true;
-            self.held = Vec::new();
-        } else {
-            self.held.extend_from_slice(data);
+        self.held.extend_from_slice(data);
+        if self.held.len() > if self.skipping { 2 * END } else { LONGEST } {
+            if !std::mem::replace(&mut self.skipping, true) {
+                self.used.model = model_in(&self.held).unwrap_or_default();
+            }
+            self.held = self.held.split_off(self.held.len() - END);
         }
     }
 
@@ -167,10 +214,12 @@ impl Reader {
         }
         for usage in [inner, usage].into_iter().flatten() {
             let tokens = &mut self.used.tokens;
+            let hour = usage.cache_creation.and_then(|written| written.ephemeral_1h_input_tokens);
             for (counted, said) in [
                 (&mut tokens.input, usage.input_tokens),
                 (&mut tokens.output, usage.output_tokens),
                 (&mut tokens.cache_written, usage.cache_creation_input_tokens),
+                (&mut tokens.cache_written_for_an_hour, hour),
                 (&mut tokens.cache_read, usage.cache_read_input_tokens),
             ] {
                 *counted = said.unwrap_or(*counted);
@@ -179,12 +228,35 @@ impl Reader {
     }
 
     fn finish(mut self) -> Used {
-        if !self.is_stream && !self.skipping {
+        if self.is_stream {
+            return self.used;
+        }
+        if !self.skipping {
             let message = serde_json::from_slice(&self.held).ok();
             self.take(message);
+            return self.used;
+        }
+        match usage_in(&self.held) {
+            Some(usage) => self.take(Some(Event { message: None, usage: Some(usage), model: None })),
+            // An estimate: some four bytes a token.
+            None => self.used.tokens.output = (self.length / 4) as u64,
         }
         self.used
     }
+}
+
+/// The last one, in a message of which only the end is there.
+fn usage_in(end: &[u8]) -> Option<Usage> {
+    const NAME: &[u8] = b"\"usage\":";
+    let at = end.windows(NAME.len()).rposition(|window| window == NAME)?;
+    serde_json::Deserializer::from_slice(end.get(at + NAME.len()..)?).into_iter().next()?.ok()
+}
+
+/// The first one, in a message of which only the start is there.
+fn model_in(start: &[u8]) -> Option<String> {
+    const NAME: &[u8] = b"\"model\":";
+    let at = start.windows(NAME.len()).position(|window| window == NAME)?;
+    serde_json::Deserializer::from_slice(start.get(at + NAME.len()..)?).into_iter().next()?.ok()
 }
 
 fn contains(text: &[u8], wanted: &[u8]) -> bool {
@@ -203,7 +275,7 @@ mod tests {
         event: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":25}}\n\n";
 
     fn used() -> Used {
-        let tokens = Tokens { input: 10, output: 25, cache_written: 0, cache_read: 3 };
+        let tokens = Tokens { input: 10, output: 25, cache_read: 3, ..Tokens::default() };
         Used { model: "claude-x".to_owned(), tokens }
     }
 
@@ -214,6 +286,32 @@ mod tests {
             STREAM.as_bytes().chunks(size).for_each(|piece| reader.read(piece));
             prop_assert_eq!(reader.finish(), used());
         }
+    }
+
+    #[test]
+    fn of_a_message_that_is_too_long_the_end_is_read() {
+        let read = |usage: &str| {
+            let mut reader = Reader::default();
+            reader.read(br#"{"model":"claude-x","content":[{"text":""#);
+            (0..5).for_each(|_| reader.read(&vec![b'x'; 1 << 20]));
+            reader.read(format!(r#"\"usage\": \""}}]{usage}}}"#).as_bytes());
+            reader.finish()
+        };
+        let usage = r#","usage": {"input_tokens":10,"output_tokens":25,"cache_read_input_tokens":3}"#;
+        assert_eq!(read(usage), used());
+        let estimated = read("");
+        assert_eq!((estimated.model.as_str(), estimated.tokens.input), ("claude-x", 0));
+        assert!(estimated.tokens.output > 1_000_000);
+    }
+
+    #[test]
+    fn what_stays_in_the_cache_for_an_hour_is_known() {
+        let mut reader = Reader::default();
+        reader.read(
+            br#"{"usage":{"cache_creation_input_tokens":9,"cache_creation":{"ephemeral_1h_input_tokens":7}}}"#,
+        );
+        let tokens = reader.finish().tokens;
+        assert_eq!((tokens.cache_written, tokens.cache_written_for_an_hour), (9, 7));
     }
 
     #[test]

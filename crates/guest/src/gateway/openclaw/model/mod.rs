@@ -22,10 +22,10 @@ use serde_json::json;
 
 use super::super::headers;
 use super::Context;
-use super::outgoing::{Body, OutgoingError, full};
+use super::outgoing::{Body, OutgoingError, Timely, full};
 use super::settings::{Person, Settings, same_secret};
 
-use meter::Metered;
+use meter::{Metered, ReadingOn};
 pub(super) use spending::Spending;
 
 /// A model may think for so long before it says anything, and between two words.
@@ -70,7 +70,7 @@ pub(super) async fn answer(
     };
     let (name, answered) = match (request.method(), path) {
         (&Method::POST, "/v1/messages") => {
-            ("messages", messages(context, &settings, person, path, request).await)
+            ("messages", messages(context, person, path, request).await)
         }
         (&Method::POST, "/v1/messages/count_tokens") => {
             ("count_tokens", pass_on(context, &settings, path, request).await.map(unmetered))
@@ -119,7 +119,6 @@ fn is_about_models(path: &str) -> bool {
 
 async fn messages(
     context: &Arc<Context>,
-    settings: &Settings,
     person: &Person,
     path: &str,
     request: Request<Incoming>,
@@ -133,20 +132,33 @@ async fn messages(
         let text = spending::limit_text(limit);
         return Err(Refused::new(StatusCode::BAD_REQUEST, "invalid_request_error", text));
     }
-    let response = pass_on(context, settings, path, request).await?;
-    if !response.status().is_success() {
-        return Ok(unmetered(response));
+    let (asking, path) = (Arc::clone(context), path.to_owned());
+    let asked = async move {
+        // With the settings that it came with, or later ones.
+        let settings = asking.settings();
+        let response = pass_on(&asking, &settings, &path, request).await?;
+        if !response.status().is_success() {
+            return Ok(unmetered(response));
+        }
+        let (head, body) = response.into_parts();
+        let kind = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        let is_stream = kind.starts_with(b"text/event-stream");
+        let (tasks, ending) = (asking.gateway.connections.clone(), asking.gateway.ending.clone());
+        let reading_on = ReadingOn { tasks, ending };
+        let told = move |used: meter::Used| asking.spending.add(&user, &used);
+        let metered = Metered::new(Timely::new(body, SILENCE), is_stream, reading_on, told);
+        Ok(Response::from_parts(head, metered.boxed_unsync()))
+    };
+    // It goes on without a client that leaves, as it costs what it costs.
+    let asked = context.gateway.ending.clone().run_until_cancelled_owned(asked);
+    match context.gateway.connections.spawn(asked).await {
+        Ok(Some(answered)) => answered,
+        _ => Err(Refused::new(StatusCode::BAD_GATEWAY, "api_error", "the gateway ends")),
     }
-    let counted = Arc::clone(context);
-    let (head, body) = response.into_parts();
-    let is_stream =
-        head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    let metered = Metered::new(body, is_stream, SILENCE, move |used| counted.spending.add(&user, &used));
-    Ok(Response::from_parts(head, metered.boxed_unsync()))
 }
 
 fn unmetered(response: Response<Incoming>) -> Response<Body> {
-    response.map(|body| Metered::new(body, false, SILENCE, drop).boxed_unsync())
+    response.map(|body| Timely::new(body, SILENCE).boxed_unsync())
 }
 
 /// Passes a request on as it comes, with the real key.

@@ -26,14 +26,18 @@ const NANODOLLARS_A_CENT: u64 = 10_000_000;
 pub(in super::super) struct Tokens {
     pub(super) input: u64,
     pub(super) output: u64,
+    /// All of it.
     pub(super) cache_written: u64,
+    /// What of it is there for an hour and not for five minutes.
+    #[serde(default)]
+    pub(super) cache_written_for_an_hour: u64,
     pub(super) cache_read: u64,
 }
 
 impl Tokens {
     /// Each with its name.
     pub(in super::super) fn by_kind(self) -> [(&'static str, u64); 4] {
-        let Tokens { input, output, cache_written, cache_read } = self;
+        let Tokens { input, output, cache_written, cache_read, .. } = self;
         [("input", input), ("output", output), ("cache_written", cache_written), ("cache_read", cache_read)]
     }
 }
@@ -87,6 +91,7 @@ impl Spending {
         tokens.input += used.tokens.input;
         tokens.output += used.tokens.output;
         tokens.cache_written += used.tokens.cache_written;
+        tokens.cache_written_for_an_hour += used.tokens.cache_written_for_an_hour;
         tokens.cache_read += used.tokens.cache_read;
         usage.cost_nanodollars += prices::cost(&used.model, &used.tokens);
         while months.len() > MONTHS {
@@ -243,7 +248,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gateway/usage.json");
         let spending = Spending::open(path.clone()).await;
-        let tokens = Tokens { input: 1_000_000, output: 0, cache_written: 0, cache_read: 0 };
+        let tokens = Tokens { input: 1_000_000, ..Tokens::default() };
         let used = Used { model: "claude-sonnet-4-5".to_owned(), tokens };
         spending.add("alice", &used);
         spending.save().await;

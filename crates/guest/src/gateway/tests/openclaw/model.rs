@@ -180,6 +180,30 @@ fn what_is_spent_is_counted_by_person_and_kept_and_limited() {
 }
 
 #[test]
+fn who_leaves_before_the_end_has_it_counted_nevertheless() {
+    let world = World::new();
+    world.model.set_pause(Duration::from_millis(100));
+    let mut peer = world.peer(world.alice.ip);
+    world.block_on(async {
+        peer.send(request("/v1/messages", &world.alice.token, "", &said("one two three", true))).await;
+        let head = peer.head().await;
+        assert_eq!(head.status(), 200);
+        assert!(peer.chunk().await.unwrap().contains("message_start"));
+    });
+    drop(peer);
+    world.until(|world| usage(world)["alice"]["requests"] == json!(1));
+    assert_eq!(usage(&world)["alice"]["tokens"]["output"], json!(3));
+
+    world.model.order("/v1/messages", Fault::Slow(Duration::from_millis(300)), 1);
+    let mut peer = world.peer(world.alice.ip);
+    world.block_on(peer.send(request("/v1/messages", &world.alice.token, "", &said("one two", false))));
+    world.until(|world| world.model.calls().len() == 2);
+    drop(peer);
+    world.until(|world| usage(world)["alice"]["requests"] == json!(2));
+    assert_eq!(usage(&world)["alice"]["tokens"]["output"], json!(5));
+}
+
+#[test]
 fn models_do_without_telegram_and_telegram_without_models() {
     let mut world = World::asleep();
     std::fs::remove_file(world.config.openclaw.secrets.join("anthropic/ANTHROPIC_API_KEY")).unwrap();
