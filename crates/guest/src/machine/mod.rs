@@ -173,7 +173,8 @@ impl Machine {
     /// Replaces config or secrets, or both at once. May block.
     ///
     /// # Errors
-    /// Too much, names that are none, or no room: everything is as it was then.
+    /// Too much, names that are none, or no room: everything is as it was then. Or OpenClaw cannot be given what is its:
+    /// all else is as it was sent.
     pub fn update(&self, config: Option<ConfigFiles>, secrets: Option<SecretFiles>) -> Result<()> {
         self.require_identity("updating config and secrets")?;
         let role = match &config {
@@ -182,9 +183,10 @@ impl Machine {
         };
         let mut drives = lock(&self.drives);
         let is_new = drives.replace(&self.services, config, secrets)?;
-        if let (Some(openclaw), Some(config)) = (&self.openclaw, drives.config("config.json")) {
-            openclaw.configure(config, drives.secret(openclaw::TOKEN))?;
-        }
+        let configured = match (&self.openclaw, drives.config("config.json")) {
+            (Some(openclaw), Some(config)) => openclaw.configure(config, drives.secret(openclaw::TOKEN)),
+            _ => Ok(()),
+        };
         drop(drives);
         if let Some(role) = role {
             lock(&self.work).role = role;
@@ -193,7 +195,7 @@ impl Machine {
         if is_new {
             self.supervisor.routes_changed();
         }
-        Ok(())
+        configured
     }
 
     /// Starts the services, or those that are down, and waits until all are ready; the inner error says which one
@@ -242,10 +244,18 @@ impl Machine {
             Err(detail) => return refused(detail),
         };
         let devices = Arc::clone(&self.devices);
-        match tokio::task::spawn_blocking(move || devices.flush()).await {
-            Ok(Ok(())) => GuestReply::SleepPrepAck { success: true, detail: String::new(), wake_at },
-            Ok(Err(failure)) => refused(failure.to_string()),
-            Err(ended) => refused(ended.to_string()),
+        let flushed = match tokio::task::spawn_blocking(move || devices.flush()).await {
+            Ok(flushed) => flushed.map_err(|failure| failure.to_string()),
+            Err(ended) => Err(ended.to_string()),
+        };
+        match flushed {
+            Ok(()) => GuestReply::SleepPrepAck { success: true, detail: String::new(), wake_at },
+            Err(detail) => {
+                if let Some(openclaw) = &self.openclaw {
+                    openclaw.resume().await;
+                }
+                refused(detail)
+            }
         }
     }
 
@@ -261,6 +271,7 @@ impl Machine {
                 work.last_busy_at = self.devices.now_seconds();
                 WorkerStatus::Busy
             }
+            Some(activity) if activity.is_starting => WorkerStatus::Starting,
             _ if work.is_ready => WorkerStatus::Idle,
             _ => WorkerStatus::Starting,
         };

@@ -9,7 +9,10 @@ use std::path::Path;
 use mvm_protocol::openclaw::{
     BOT_API_PATH, MODEL_API_PATH, WEBHOOK_PATH, WORKER_PORT, WorkerConfig, webhook_secret, worker_bot_token,
 };
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, fchown, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid, fchown, mkdirat, openat, renameat, renameat_with,
+    unlinkat,
+};
 use rustix::io::Errno;
 use serde_json::{Map, Value, json};
 
@@ -168,6 +171,16 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Opens a folder that is there and stays its owner's; what is written to it is another user's.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub(super) fn of_root(path: &Path, uid: u32) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        let fd = openat(CWD, path, flags, Mode::empty()).doing(format_args!("opening {}", path.display()))?;
+        Ok(Self { fd, uid })
+    }
+
     fn give(&self, file: &OwnedFd) -> io::Result<()> {
         Ok(fchown(file, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.uid)))?)
     }
@@ -198,35 +211,54 @@ impl Folder {
     /// # Errors
     /// The disk's.
     pub(super) fn write(&self, name: &str, mode: u32, text: &[u8]) -> Result<()> {
-        let new = format!("{name}.mvm-new");
-        let written = self.write_new(&new, mode, text).and_then(|()| {
+        let written = self.new_file(&format!("{name}.mvm-new"), mode).and_then(|(new, mut file)| {
+            file.write_all(text)?;
+            file.sync_all()?;
             renameat(&self.fd, &new, &self.fd, name)?;
             Ok(rustix::fs::fsync(&self.fd)?)
         });
         written.doing(format_args!("writing {name}"))
     }
 
-    fn write_new(&self, name: &str, mode: u32, text: &[u8]) -> io::Result<()> {
-        match unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
+    /// A file that was not there; its owner may have put anything under the first names.
+    fn new_file(&self, name: &str, mode: u32) -> io::Result<(String, File)> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?;
-        self.give(&fd)?;
-        let mut file = File::from(fd);
-        file.write_all(text)?;
-        file.sync_all()
+        for name in names(name) {
+            // One of an earlier try. Where it stays the next name is taken.
+            let _ = unlinkat(&self.fd, &name, AtFlags::empty());
+            match openat(&self.fd, &name, flags, Mode::from_raw_mode(mode)) {
+                Ok(fd) => {
+                    self.give(&fd)?;
+                    return Ok((name, File::from(fd)));
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// Sets aside a file that cannot be gone on with.
+    /// Sets aside what cannot be gone on with, whatever it is, under a name that is free, and says which.
     ///
     /// # Errors
-    /// The disk's.
-    pub(super) fn set_aside(&self, name: &str) -> Result<()> {
-        let aside = format!("{name}.unreadable");
-        renameat(&self.fd, name, &self.fd, &aside).doing(format_args!("renaming {name} to {aside}"))
+    /// The disk's, or no name is free.
+    pub(super) fn set_aside(&self, name: &str) -> Result<String> {
+        let doing = format!("setting {name} aside");
+        for aside in names(&format!("{name}.unreadable")) {
+            match renameat_with(&self.fd, name, &self.fd, &aside, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(aside),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).doing(doing),
+            }
+        }
+        Err(Failure::new(doing, "there are a hundred of such already: remove them"))
     }
+}
+
+/// A name, and some more where it is taken.
+fn names(name: &str) -> impl Iterator<Item = String> {
+    let more = (2..=100).map(move |number| format!("{name}-{number}"));
+    std::iter::once(name.to_owned()).chain(more)
 }
 
 /// Brings the config file up to date, and tells whether it changed.
@@ -236,15 +268,15 @@ impl Folder {
 pub(super) fn write(places: &Places, uid: u32, worker: &WorkerConfig, secrets: &Path) -> Result<bool> {
     let folder = Folder::open(&places.folder, uid)?;
     let name = places.config_name.as_str();
-    let old = folder.read(name)?;
-    let config = match old.as_deref().map(serde_json::from_str) {
-        Some(Ok(config)) => config,
-        Some(Err(error)) => {
-            say(format_args!("{name}: {error}: it is kept as {name}.unreadable, and a new one is written"));
-            folder.set_aside(name)?;
+    let parse = |text: Option<String>| text.as_deref().map_or(Ok(Value::Null), serde_json::from_str);
+    let read = folder.read(name).map_err(|failure| failure.to_string());
+    let config = match read.and_then(|text| parse(text).map_err(|error| format!("{name}: {error}"))) {
+        Ok(config) => config,
+        Err(reason) => {
+            let aside = folder.set_aside(name)?;
+            say(format_args!("{reason}: it is kept as {aside}, and a new one is written"));
             Value::Null
         }
-        None => Value::Null,
     };
     let new = merged(config.clone(), worker, places, secrets);
     if new == config {

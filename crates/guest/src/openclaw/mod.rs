@@ -40,8 +40,17 @@ const REQUEST_ID: &str = "mvm-guest";
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// For so long an answer about its work is not asked for again.
 const FRESH: Duration = Duration::from_secs(10);
-/// How often a resume is tried. Without any it goes on by itself two minutes after it was suspended.
-const RESUME_TRIES: u32 = 3;
+/// Without a resume it goes on by itself so long after it was suspended.
+const LASTS: Duration = Duration::from_secs(120);
+/// How often a resume is tried, with what pause.
+const RESUME_TRIES: u32 = 4;
+const RESUME_PAUSE: Duration = Duration::from_millis(500);
+/// How long a resume, or a question what it does, may take with all its calls.
+const ACT: Duration = Duration::from_secs(15);
+/// How much longer than its drain a suspension may take.
+const BEYOND: Duration = Duration::from_secs(5);
+/// One that does not run for so long is no longer waited for.
+const STARTS_WITHIN: Duration = Duration::from_secs(300);
 
 /// Where things of OpenClaw are.
 #[derive(Debug, Clone)]
@@ -93,14 +102,44 @@ struct Access {
 #[derive(Debug, Default)]
 struct Admission {
     /// The suspension that is in force, as far as is known.
-    suspension: Option<String>,
+    suspension: Option<Suspension>,
+    /// It was to be resumed, and that came to nothing so far.
+    to_resume: bool,
+    /// Since when it does not run.
+    down_since: Option<Instant>,
+    /// When it wants to go on, as it said last, in seconds since 1970.
+    next_wake: Option<u64>,
     /// What it did when it was last asked, and when that was.
     asked: Option<(Instant, Activity)>,
 }
 
+#[derive(Debug)]
+struct Suspension {
+    id: String,
+    ends: Instant,
+}
+
+impl Admission {
+    fn suspend(&mut self, id: String) {
+        self.suspension = Some(Suspension { id, ends: Instant::now() + LASTS });
+        self.to_resume = false;
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.suspension.as_ref().is_some_and(|suspension| Instant::now() < suspension.ends)
+    }
+
+    /// It does not run: whether it may be about to.
+    fn may_start(&mut self) -> bool {
+        self.down_since.get_or_insert_with(Instant::now).elapsed() < STARTS_WITHIN
+    }
+}
+
 /// What it does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Activity {
+    /// It does not run, and should soon.
+    pub is_starting: bool,
     /// It has work in hand.
     pub is_busy: bool,
     /// When something last happened in a conversation, in seconds since 1970; 0 where that is not known.
@@ -150,7 +189,10 @@ impl Worker {
         if is_new {
             self.write_secrets(&folder, token)?;
         }
-        config::write(&self.places, self.uid, &worker, &folder)?;
+        // Its folder is its user's, who may have put anything there: nothing else is to suffer from that.
+        if let Err(failure) = config::write(&self.places, self.uid, &worker, &folder) {
+            say(format_args!("{failure}; OpenClaw goes on with the config that it has"));
+        }
         *access = Access { token: Some(token.to_owned()), version };
         self.remove_secrets_but(version);
         Ok(())
@@ -161,7 +203,7 @@ impl Worker {
         // Of an earlier try.
         let _ = fs::remove_dir_all(folder);
         DirBuilder::new().recursive(true).mode(0o755).create(folder).doing(doing())?;
-        let files = config::Folder::open(folder, self.uid)?;
+        let files = config::Folder::of_root(folder, self.uid)?;
         config::secret_files(token)
             .iter()
             .try_for_each(|(name, text)| files.write(name, 0o400, text.as_bytes()))
@@ -178,34 +220,36 @@ impl Worker {
         }
     }
 
-    fn rpc(&self) -> Option<Rpc> {
+    fn rpc(&self, within: Duration) -> Option<Rpc> {
         let token = lock(&self.access).token.clone()?;
-        Some(Rpc { port: self.places.control_port, token })
+        Some(Rpc { port: self.places.control_port, token, until: Instant::now() + within })
     }
 
     /// Waits until it has nothing in hand and suspends it, and says when it wants to go on, in seconds since 1970. One that
-    /// does not run is as good as suspended.
+    /// has not run for minutes is as good as suspended.
     ///
     /// # Errors
     /// What it has in hand, or why it cannot be asked. It goes on as before then.
     pub async fn suspend(&self, within: Duration) -> std::result::Result<Option<u64>, String> {
-        let Some(rpc) = self.rpc() else { return Ok(None) };
-        let mut admission = self.admission.lock().await;
-        resume(&rpc, &mut admission).await;
+        let Some(rpc) = self.rpc(within + BEYOND) else { return Ok(None) };
         let deadline = Instant::now() + within;
+        let Ok(mut admission) = tokio::time::timeout(within + BEYOND, self.admission.lock()).await else {
+            return Err("OpenClaw is being asked something else".to_owned());
+        };
+        resume(&rpc, &mut admission).await;
         loop {
-            // Not answered any more once it is suspended.
-            let wake_at = match next_wake(&rpc).await {
-                Ok(wake_at) => wake_at,
-                Err(RpcError::Down) => return Ok(None),
-                Err(error) => return Err(error.to_string()),
+            let answer = match note_next_wake(&rpc, &mut admission).await {
+                Ok(()) => ask(&rpc).await,
+                Err(RpcError::Down) => Ok(Answer::Down),
+                Err(error) => Err(error),
             };
-            let (reason, pause) = match ask(&rpc).await {
+            let (reason, pause) = match answer {
                 Ok(Answer::Suspended(id)) => {
-                    admission.suspension = Some(id);
-                    return Ok(wake_at);
+                    admission.suspend(id);
+                    return Ok(admission.next_wake);
                 }
-                Ok(Answer::Down) => return Ok(wake_at),
+                Ok(Answer::Down) if !admission.may_start() => return Ok(admission.next_wake),
+                Ok(Answer::Down) => ("OpenClaw does not run: it starts, or should".to_owned(), ASK_AGAIN),
                 Ok(Answer::Busy { with }) => (format!("OpenClaw is busy: {with}"), ASK_AGAIN),
                 Ok(Answer::Later { reason, after }) => (reason, after),
                 Err(error) => return Err(error.to_string()),
@@ -220,20 +264,25 @@ impl Worker {
 
     /// Lets it go on where it was suspended.
     pub async fn resume(&self) {
-        if let Some(rpc) = self.rpc() {
-            resume(&rpc, &mut *self.admission.lock().await).await;
+        if let Some(rpc) = self.rpc(ACT)
+            && let Ok(mut admission) = tokio::time::timeout(ACT, self.admission.lock()).await
+        {
+            resume(&rpc, &mut admission).await;
         }
     }
 
-    /// What it does. One that is suspended or does not run, or cannot be asked, has nothing to do.
+    /// What it does. One that is suspended, has not run for minutes, or cannot be asked, has nothing to do.
     pub async fn activity(&self) -> Activity {
-        let idle = Activity { is_busy: false, last_activity: 0 };
-        let Some(rpc) = self.rpc() else { return idle };
+        let idle = Activity::default();
+        let Some(rpc) = self.rpc(ACT) else { return idle };
         let Ok(mut admission) = self.admission.try_lock() else {
             // Somebody waits until it has nothing in hand.
             return Activity { is_busy: true, ..idle };
         };
-        if admission.suspension.is_some() {
+        if admission.to_resume {
+            resume(&rpc, &mut admission).await;
+        }
+        if admission.is_suspended() {
             return admission.asked.map_or(idle, |(_, activity)| Activity { is_busy: false, ..activity });
         }
         let asked = admission.asked.filter(|(at, _)| at.elapsed() < FRESH);
@@ -253,8 +302,8 @@ impl Worker {
 
     /// How its channels are, by name.
     pub async fn integrations(&self) -> BTreeMap<String, IntegrationStatus> {
-        let Some(rpc) = self.rpc() else { return BTreeMap::new() };
-        let is_suspended = self.admission.try_lock().is_ok_and(|admission| admission.suspension.is_some());
+        let Some(rpc) = self.rpc(ACT) else { return BTreeMap::new() };
+        let is_suspended = self.admission.try_lock().is_ok_and(|admission| admission.is_suspended());
         let all = |status| BTreeMap::from([("telegram".to_owned(), status)]);
         if is_suspended {
             return all(IntegrationStatus::Paused);
@@ -291,11 +340,13 @@ fn statuses(answer: &Value) -> BTreeMap<String, IntegrationStatus> {
         .collect()
 }
 
-/// When its scheduler wants to go on, in seconds since 1970. Heartbeats are among its jobs.
-async fn next_wake(rpc: &Rpc) -> std::result::Result<Option<u64>, RpcError> {
+/// Asks when its scheduler wants to go on. Heartbeats are among its jobs. Not answered any more once it is suspended.
+async fn note_next_wake(rpc: &Rpc, admission: &mut Admission) -> std::result::Result<(), RpcError> {
     let status = rpc.call("cron.status", json!({})).await?;
     let next = status["nextWakeAtMs"].as_u64().filter(|_| status["enabled"] == true);
-    Ok(next.map(|millis| millis / 1000))
+    admission.next_wake = next.map(|millis| millis / 1000);
+    admission.down_since = None;
+    Ok(())
 }
 
 /// Asks whether it has nothing in hand, and closes it to new work then.
@@ -328,15 +379,21 @@ fn blockers(answer: &Value) -> String {
 /// None of its answers tells of a turn that runs, but the one to whether it can be suspended. It is open again within
 /// milliseconds, and messages do not need it open.
 async fn ask_what_it_does(rpc: &Rpc, admission: &mut Admission) -> std::result::Result<Activity, RpcError> {
-    let mut activity = Activity { is_busy: false, last_activity: 0 };
+    let mut activity = Activity::default();
     match rpc.call("status", json!({})).await {
         Ok(status) => activity.last_activity = last_activity(&status),
-        Err(RpcError::Down) => return Ok(activity),
+        Err(RpcError::Down) => return Ok(Activity { is_starting: admission.may_start(), ..activity }),
+        Err(error) => return Err(error),
+    }
+    admission.down_since = None;
+    // For when it is gone without a word. A suspension that was not resumed refuses it.
+    match note_next_wake(rpc, admission).await {
+        Ok(()) | Err(RpcError::Refused { .. }) => {}
         Err(error) => return Err(error),
     }
     match ask(rpc).await? {
         Answer::Suspended(id) => {
-            admission.suspension = Some(id);
+            admission.suspend(id);
             resume(rpc, admission).await;
         }
         Answer::Busy { .. } => activity.is_busy = true,
@@ -351,16 +408,35 @@ fn last_activity(status: &Value) -> u64 {
     recent.filter_map(|session| session["updatedAt"].as_u64()).max().unwrap_or_default() / 1000
 }
 
+/// Its id is given up only when it is known to be of no use any more.
 async fn resume(rpc: &Rpc, admission: &mut Admission) {
-    let Some(id) = admission.suspension.take() else { return };
+    let Some(Suspension { id, .. }) = &admission.suspension else { return };
+    let params = json!({ "suspensionId": id });
     // What it did was before the sleep.
     admission.asked = None;
+    admission.to_resume = true;
     for _ in 0..RESUME_TRIES {
-        match rpc.call("gateway.suspend.resume", json!({ "suspensionId": id })).await {
-            Ok(_) | Err(RpcError::Down) => return,
-            Err(RpcError::Refused { retry_after: Some(after), .. }) => sleep(after.min(ASK_AGAIN)).await,
-            Err(error) => return say(format_args!("resuming OpenClaw: {error}")),
+        let pause = match rpc.call("gateway.suspend.resume", params.clone()).await {
+            Ok(_) | Err(RpcError::Down) => None,
+            Err(RpcError::Refused { retry_after: Some(after), .. }) => Some(after.min(ASK_AGAIN)),
+            Err(error @ RpcError::Refused { .. }) => {
+                say(format_args!("resuming OpenClaw: {error}"));
+                None
+            }
+            Err(error @ RpcError::Broken { .. }) => {
+                say(format_args!("resuming OpenClaw: {error}"));
+                Some(RESUME_PAUSE)
+            }
+        };
+        let left = rpc.until.saturating_duration_since(Instant::now());
+        match pause {
+            None => {
+                (admission.suspension, admission.to_resume) = (None, false);
+                return;
+            }
+            Some(pause) if pause < left => sleep(pause).await,
+            Some(_) => break,
         }
     }
-    say("resuming OpenClaw: it does not take it, and goes on by itself in two minutes at most");
+    say("resuming OpenClaw: it does not take it yet, and goes on by itself in two minutes at most");
 }

@@ -12,6 +12,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 const PATH: &str = "/api/v1/admin/rpc";
@@ -53,6 +54,8 @@ pub(super) struct Rpc {
     pub(super) port: u16,
     /// `gateway.auth.token`.
     pub(super) token: String,
+    /// When whoever asks wants to be done, with all their calls.
+    pub(super) until: Instant,
 }
 
 impl Rpc {
@@ -60,11 +63,12 @@ impl Rpc {
     pub(super) async fn call(&self, method: &str, params: Value) -> Result<Value, RpcError> {
         let broken = |reason: String| RpcError::Broken { method: method.to_owned(), reason };
         let body = json!({ "method": method, "params": params }).to_string();
-        let answer = match tokio::time::timeout(PATIENCE, self.exchange(body)).await {
+        let patience = PATIENCE.min(self.until.saturating_duration_since(Instant::now()));
+        let answer = match tokio::time::timeout(patience, self.exchange(body)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(Exchange::Refused)) => return Err(RpcError::Down),
             Ok(Err(Exchange::Broken(reason))) => return Err(broken(reason)),
-            Err(_) => return Err(broken(format!("no answer within {} s", PATIENCE.as_secs()))),
+            Err(_) => return Err(broken(format!("no answer within {:.1} s", patience.as_secs_f64()))),
         };
         let (status, body) = answer;
         let Ok(mut answer) = serde_json::from_slice::<Value>(&body) else {

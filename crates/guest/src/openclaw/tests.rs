@@ -217,7 +217,7 @@ async fn it_is_suspended_when_it_has_nothing_in_hand_and_takes_messages_meanwhil
     let (gateway, address) = Gateway::start().await;
     let stand_in = StandIn::start(address).await;
     let worker = &stand_in.worker;
-    assert_eq!(worker.activity().await, Activity { is_busy: false, last_activity: 0 });
+    assert_eq!(worker.activity().await, Activity::default());
 
     let thinking = gateway.thinking.lock().await;
     stand_in.say(1, "remind me in 3600 s").await;
@@ -261,7 +261,7 @@ async fn asking_what_it_does_leaves_it_open() {
     let stand_in = StandIn::start(address).await;
     assert!(!stand_in.worker.activity().await.is_busy);
     assert_eq!(stand_in.probe("/readyz").await, Some(StatusCode::OK));
-    assert_eq!(lock_admission(&stand_in.worker).suspension, None);
+    assert!(lock_admission(&stand_in.worker).suspension.is_none());
 }
 
 #[tokio::test]
@@ -274,8 +274,19 @@ async fn a_kill_loses_no_turn() {
     until("the model is asked", async || !lock(&gateway.keys).is_empty()).await;
     stand_in.child.kill().unwrap();
     stand_in.child.wait().unwrap();
-    assert_eq!(stand_in.worker.suspend(Duration::from_secs(1)).await, Ok(None), "one that is down may sleep");
-    assert!(!stand_in.worker.activity().await.is_busy);
+    assert!(
+        stand_in.worker.suspend(Duration::from_millis(100)).await.is_err(),
+        "one that should run is waited for"
+    );
+    assert!(stand_in.worker.activity().await.is_starting);
+    {
+        let mut admission = lock_admission(&stand_in.worker);
+        admission.down_since = Instant::now().checked_sub(STARTS_WITHIN);
+        (admission.asked, admission.next_wake) = (None, Some(4_000_000_000));
+    }
+    assert!(!stand_in.worker.activity().await.is_starting);
+    let slept = stand_in.worker.suspend(Duration::from_secs(1)).await;
+    assert_eq!(slept, Ok(Some(4_000_000_000)), "but not for ever, and what it planned stands");
     drop(thinking);
     stand_in.child = StandIn::launch(&stand_in.worker);
     stand_in.until_ready().await;
@@ -358,13 +369,78 @@ fn a_config_that_cannot_be_read_is_kept_aside_and_links_are_not_followed() {
     fs::write(&outside, "{}").unwrap();
     fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink(&outside, &path).unwrap();
-    let token = SecretBytes::new(TOKEN.as_bytes().to_vec());
-    assert!(worker.configure(&machine_config(Some(&config)), Some(&token)).is_err());
+    configure(&worker, &config, TOKEN);
     assert_eq!(fs::read_to_string(&outside).unwrap(), "{}");
+    assert_eq!(written(&worker)["gateway"]["mode"], "local");
     fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink(&outside, worker.places.folder.join("openclaw.json.mvm-new")).unwrap();
     configure(&worker, &config, TOKEN);
     assert_eq!(fs::read_to_string(&outside).unwrap(), "{}");
+}
+
+#[test]
+fn the_folder_of_secrets_is_roots_and_its_files_are_the_users() {
+    use std::os::unix::fs::MetadataExt as _;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root gives files away");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let worker = Worker { uid: 12_345, ..worker(root.path()) };
+    let config =
+        WorkerConfig { user: "alice".to_owned(), gateway_ip: [10, 240, 0, 3].into(), telegram: None };
+    configure(&worker, &config, TOKEN);
+    let folder = fs::read_dir(&worker.places.secrets).unwrap().next().unwrap().unwrap();
+    let found = folder.metadata().unwrap();
+    assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o755));
+    let file = fs::metadata(folder.path().join("gateway")).unwrap();
+    assert_eq!((file.uid(), file.mode() & 0o7777), (12_345, 0o400));
+}
+
+#[test]
+fn whatever_is_in_the_way_of_the_config_is_set_aside() {
+    let root = tempfile::tempdir().unwrap();
+    let worker = worker(root.path());
+    let config =
+        WorkerConfig { user: "alice".to_owned(), gateway_ip: [10, 240, 0, 3].into(), telegram: None };
+    let folder = &worker.places.folder;
+    for name in ["openclaw.json", "openclaw.json.mvm-new/x", "openclaw.json.unreadable/x"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    configure(&worker, &config, TOKEN);
+    assert_eq!(written(&worker)["gateway"]["mode"], "local");
+    assert!(folder.join("openclaw.json.unreadable-2").is_dir());
+    fs::write(folder.join("openclaw.json"), b"{\"a\": \"\xff\"}").unwrap();
+    configure(&worker, &config, TOKEN);
+    assert_eq!(written(&worker)["gateway"]["mode"], "local");
+    assert!(folder.join("openclaw.json.unreadable-3").is_file());
+
+    // Not even that: the update is taken nevertheless.
+    fs::remove_dir_all(folder).unwrap();
+    fs::write(folder, "").unwrap();
+    configure(&worker, &config, TOKEN);
+}
+
+#[tokio::test]
+async fn a_resume_that_is_not_answered_is_tried_again_and_its_id_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let worker = worker(root.path());
+    let config =
+        WorkerConfig { user: "alice".to_owned(), gateway_ip: [10, 240, 0, 3].into(), telegram: None };
+    configure(&worker, &config, TOKEN);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, worker.places.control_port)).await.unwrap();
+    let dropping = tokio::spawn(async move {
+        for _ in 0..RESUME_TRIES {
+            drop(listener.accept().await.unwrap());
+        }
+        listener
+    });
+    lock_admission(&worker).suspend("s-1".to_owned());
+    worker.resume().await;
+    assert!(lock_admission(&worker).is_suspended() && lock_admission(&worker).to_resume);
+    drop(dropping.await.unwrap());
+    worker.resume().await;
+    assert!(lock_admission(&worker).suspension.is_none(), "one that is down has none");
 }
 
 #[test]
@@ -377,5 +453,5 @@ fn a_machine_that_is_nobodys_worker_gets_no_config() {
         WorkerConfig { user: "alice".to_owned(), gateway_ip: [10, 240, 0, 3].into(), telegram: None };
     worker.configure(&machine_config(Some(&config)), None).unwrap();
     assert!(!worker.places.folder.exists());
-    assert!(worker.rpc().is_none());
+    assert!(worker.rpc(ACT).is_none());
 }
