@@ -10,8 +10,16 @@ use mvm_harness::checkout;
 const STAMP: &str = "installed";
 
 /// What npm says where the registry cannot be reached.
-const UNREACHED: [&str; 8] =
-    ["ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ECONNRESET", "ENETUNREACH", "tunneling socket", "via proxy"];
+const UNREACHED: [&str; 8] = [
+    "ENOTFOUND",
+    "EAI_AGAIN",
+    "ECONNREFUSED",
+    "ETIMEDOUT",
+    "ECONNRESET",
+    "ENETUNREACH",
+    "tunneling socket",
+    "via proxy",
+];
 
 /// Where `node_modules` is. Nothing where there is no npm or its registry cannot be reached, and then it is said that tests
 /// are skipped.

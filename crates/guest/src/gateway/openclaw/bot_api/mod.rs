@@ -29,8 +29,8 @@ use super::outgoing::{Body, full};
 use super::settings::{Person, Settings, same_secret};
 
 pub(super) use files::FilesSeen;
-pub(super) use pace::Pacing;
 use methods::{Does, Method};
+pub(super) use pace::Pacing;
 use parameters::Parameters;
 
 /// An answer of the gateway's own that says no, in the Bot API's form.

@@ -69,9 +69,7 @@ pub(super) async fn answer(
         Err(refused) => return refused.into_response(),
     };
     let (name, answered) = match (request.method(), path) {
-        (&Method::POST, "/v1/messages") => {
-            ("messages", messages(context, person, path, request).await)
-        }
+        (&Method::POST, "/v1/messages") => ("messages", messages(context, person, path, request).await),
         (&Method::POST, "/v1/messages/count_tokens") => {
             ("count_tokens", pass_on(context, &settings, path, request).await.map(unmetered))
         }
