@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mvm_image::{BuildStep, ImageSource, ImageStore, cache_folder};
+use mvm_model::service::ServicesFile;
 use mvm_model::{InstanceId, NetId, PoolId, TenantId};
 use mvm_network::{Networks, NodeTag, ResolverSockets, TenantNetwork, choose_uplink};
 use mvm_vmm::{Ended, ProcessIdentity};
@@ -252,6 +253,18 @@ impl Host {
     /// Whatever is wrong with the image.
     pub async fn built_image(&self, source: ImageSource) -> Result<Option<String>, HostError> {
         self.blocking(move |inner| Ok(inner.images.built(&source)?.map(|id| id.to_string()))).await
+    }
+
+    /// What runs in the machines of a revision.
+    ///
+    /// # Errors
+    /// Where there is no such revision.
+    pub async fn services(&self, revision: String) -> Result<ServicesFile, HostError> {
+        self.blocking(move |inner| {
+            let id = revision.parse().map_err(|_| HostError::NotARevision(revision))?;
+            Ok(inner.images.revision(&id)?.services)
+        })
+        .await
     }
 
     /// Connects to a machine from inside its tenant's namespace.

@@ -19,6 +19,14 @@ pub struct ServicesFile {
     pub prewarm: Option<Prewarm>,
 }
 
+impl ServicesFile {
+    /// How long the services may take to be ready, in seconds. They start together, so it is the most that one is allowed.
+    pub fn start_seconds(&self) -> u32 {
+        let ready = self.services.iter().filter_map(|service| service.ready.as_ref());
+        ready.map(|ready| ready.timeout_seconds).max().unwrap_or(0)
+    }
+}
+
 /// A command that warms up the machine from which others are cloned: it runs once, before that machine is anyone's,
 /// without network, /data, config and secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +163,21 @@ mod tests {
         let file: ServicesFile = serde_json::from_str(older).unwrap();
         assert_eq!(file.prewarm, None);
         assert_eq!(serde_json::to_string(&file).unwrap(), older);
+    }
+
+    #[test]
+    fn services_may_take_as_long_to_start_as_the_slowest_of_them() {
+        let of = |services: &str| {
+            let file: ServicesFile =
+                serde_json::from_str(&format!(r#"{{"services":[{services}],"users":[]}}"#)).unwrap();
+            file.start_seconds()
+        };
+        assert_eq!(of(""), 0);
+        assert_eq!(of(r#"{"name":"a","command":["/a"]}"#), 0, "ready at once");
+        let slow = r#"{"name":"b","command":["/b"],"ready":{"tcp":{"port":1},"timeout_seconds":900}}"#;
+        let usual = r#"{"name":"c","command":["/c"],"ready":{"tcp":{"port":2}}}"#;
+        assert_eq!(of(&format!("{slow},{usual}")), 900);
+        assert_eq!(of(usual), 60);
     }
 
     #[test]

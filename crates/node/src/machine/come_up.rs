@@ -25,7 +25,7 @@ use crate::users;
 const BOOT: Duration = Duration::from_secs(90);
 /// How long a guest that is up may take for an answer that needs no work.
 pub(super) const ANSWER: Duration = Duration::from_secs(20);
-/// How long services may take to be ready, beyond what their recipe allows them each.
+/// How long services may take to be ready, beyond what their recipe allows them.
 const READY: Duration = Duration::from_secs(180);
 
 /// A guest that has confirmed who it is.
@@ -90,7 +90,8 @@ impl Task {
         self.step("updated");
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         self.step("link up");
-        match guest.hear("Wake", READY).await.map_err(failed)? {
+        let limit = READY + self.start_limit().await?;
+        match guest.hear("Wake", limit).await.map_err(failed)? {
             GuestReply::WakeAck { success: true, .. } => {}
             GuestReply::WakeAck { detail, .. } => {
                 return Err(failed(format!("its services are not ready: {detail}")));
@@ -100,6 +101,13 @@ impl Task {
         self.step("ready");
         self.session = Some(session);
         Ok(())
+    }
+
+    /// How long the recipe of what was launched allows its services to start.
+    async fn start_limit(&self) -> Result<Duration, ActError> {
+        let Some(launched) = &self.row.launched else { return Ok(Duration::ZERO) };
+        let services = self.agent.hands.services(launched.revision.clone()).await.map_err(failed)?;
+        Ok(Duration::from_secs(services.start_seconds().into()))
     }
 
     /// Gives a guest that has confirmed who it is its config and secrets.
