@@ -23,3 +23,6 @@ mod native;
 
 #[path = "openclaw/people.rs"]
 mod people;
+
+#[path = "openclaw/real.rs"]
+mod real;

@@ -53,15 +53,20 @@ impl Outside {
         &self.namespace
     }
 
-    /// A deploy.toml with the secrets' files, and more.
+    /// A deploy.toml with the secrets' files, and more; machines are as small as the stand-in needs them.
     pub fn config(&self, lab: &Lab, more: &str) -> PathBuf {
+        let workers = "[overrides.workers]\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n";
+        self.config_with_workers(lab, &format!("{workers}{more}"))
+    }
+
+    /// The same where `more` says how large workers are.
+    pub fn config_with_workers(&self, lab: &Lab, more: &str) -> PathBuf {
         let bot = lab.file("telegram.token", &self.bot_token);
         let key = lab.file("anthropic.key", &self.model_key);
         let text = format!(
             "[secrets]\nanthropic_key = {{ file = {key:?} }}\ntelegram_token = {{ file = {bot:?} }}\n\
              [endpoints]\ntelegram = \"{}\"\nanthropic = \"{}\"\n\
-             [overrides.gateways]\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n\
-             [overrides.workers]\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n{more}",
+             [overrides.gateways]\nvcpus = 1\nmem_mib = 256\ndata_disk_mib = 64\n{more}",
             self.bot.url(),
             self.model.url(),
         );
@@ -85,10 +90,16 @@ impl Outside {
     /// Waits until a person was told something that has this in it.
     #[track_caller]
     pub fn wait_for_answer(&self, person: i64, text: &str) {
+        self.wait_for_answer_within(ANSWERED, person, text);
+    }
+
+    /// The same with another patience.
+    #[track_caller]
+    pub fn wait_for_answer_within(&self, patience: Duration, person: i64, text: &str) {
         let told = |call: &BotCall| {
             call.method == "sendMessage" && call.chat_id() == Some(person) && call.text().contains(text)
         };
-        if let Err(calls) = self.bot.wait_for(|calls| calls.iter().any(told), ANSWERED) {
+        if let Err(calls) = self.bot.wait_for(|calls| calls.iter().any(told), patience) {
             let calls: Vec<_> =
                 calls.iter().map(|call| (&call.method, call.chat_id(), call.text())).collect();
             panic!("{text:?} was not answered: {calls:?}; mistakes: {:?}", self.bot.mistakes());

@@ -1,6 +1,6 @@
 //! The binary and the images under test, built once for all tests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mvm_image::{ImageSource, ImageStore};
@@ -37,11 +37,16 @@ pub(crate) fn mvm() -> PathBuf {
 
 /// Labs have no way to the package archives: what their agents build is in the cache before.
 fn build_images() {
+    build(&ImageSource::BuiltIn("minimal".to_owned()));
+    build(&ImageSource::Path(checkout().join("examples/echo/worker")));
+}
+
+fn build(source: &ImageSource) {
     let store = ImageStore::open(&checkout().join("target/image-store"), &cache()).unwrap();
-    let worker = checkout().join("examples/echo/worker");
-    for source in [ImageSource::BuiltIn("minimal".to_owned()), ImageSource::Path(worker)] {
-        store
-            .build(&source, &|_| ())
-            .unwrap_or_else(|error| panic!("{source:?} could not be built: {error}"));
-    }
+    store.build(source, &|_| ()).unwrap_or_else(|error| panic!("{source:?} could not be built: {error}"));
+}
+
+/// Builds the image of a recipe's folder, so that labs have what it is made of.
+pub fn build_image(recipe: &Path) {
+    build(&ImageSource::Path(recipe.to_owned()));
 }

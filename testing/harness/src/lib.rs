@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+pub use build::build_image;
 pub use cleanup::remove as remove_lab;
 pub use crash::{answered, assert_tidy, die_in, kill_at, stop_in};
 pub use debian::{Debian, package};
