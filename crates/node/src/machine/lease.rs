@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -69,6 +70,11 @@ impl Leases {
     pub async fn none(&self) {
         // The sender lives as long as `self`, so waiting cannot fail.
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+
+    /// Waits so many seconds at most until there is none; whether there is none.
+    pub async fn none_within(&self, seconds: u32) -> bool {
+        tokio::time::timeout(Duration::from_secs(seconds.into()), self.none()).await.is_ok()
     }
 }
 

@@ -45,12 +45,11 @@ impl Task {
     /// Everything that can still be taken back.
     async fn sleep_until_commit(&mut self, pool: &PoolSpec, asker: Asker) -> Result<(), ActError> {
         let drain = pool.runtime_policy.drain_timeout_seconds;
-        let drain_time = Duration::from_secs(drain.into());
         if asker == Asker::Policy && self.leases.count() > 0 {
             return Err(failed("somebody holds it again"));
         }
         // Messages in hand are finished first; a Hold that comes now waits in the mailbox for the next wake.
-        if tokio::time::timeout(drain_time, self.leases.none()).await.is_err() {
+        if !self.leases.none_within(drain).await {
             tracing::info!(instance = %self.row.id, "put to sleep with messages still in hand after {drain} s");
         }
         // What is written in place must have been found whole before: waited for while the guest still works.

@@ -76,8 +76,7 @@ impl Task {
     /// Shuts it down once messages in hand are finished; whether its VMM ended in time.
     pub(super) async fn drain_and_shut_down(&mut self, policy: &RuntimePolicy) -> bool {
         if self.row.state == InstanceState::Running {
-            let drain = Duration::from_secs(policy.drain_timeout_seconds.into());
-            let _ = tokio::time::timeout(drain, self.leases.none()).await;
+            self.leases.none_within(policy.drain_timeout_seconds).await;
         }
         self.row.state.has_vmm() && self.shut_down(policy.graceful_shutdown_seconds).await
     }

@@ -39,7 +39,7 @@ impl Task {
         if self.row.state == InstanceState::Running {
             let _ = said.send("waiting for what it has in hand".to_owned());
             let drain = policy.drain_timeout_seconds;
-            let _ = tokio::time::timeout(Duration::from_secs(drain.into()), self.leases.none()).await;
+            self.leases.none_within(drain).await;
             // One that is in the middle of something stays as it is, and is told of to whoever wants the upgrade.
             self.finish_work(drain).await?;
         }
@@ -55,8 +55,8 @@ impl Task {
         reached(KillPoint::UpgradeBegun);
         if state.has_vmm() {
             let _ = said.send("stopping".to_owned());
+            self.shut_down(policy.graceful_shutdown_seconds).await;
         }
-        self.drain_and_shut_down(&pool.spec.runtime_policy).await;
         self.give_image(&said).await?;
         Ok(Outcome::Done)
     }

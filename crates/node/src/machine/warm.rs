@@ -1,8 +1,6 @@
 //! Warm: the VMM holds the memory, the processors stand still. Resuming is a wake without a snapshot: only clock and
 //! generation are new.
 
-use std::time::Duration;
-
 use mvm_model::Operation;
 
 use super::task::{Task, failed};
@@ -20,7 +18,7 @@ impl Task {
         self.begin(Intent::Warm).await?;
         reached(KillPoint::WarmBegun);
         // Messages in hand are finished first, as before a sleep; who only waits lets go when it is told of the act.
-        if tokio::time::timeout(Duration::from_secs(drain.into()), self.leases.none()).await.is_err() {
+        if !self.leases.none_within(drain).await {
             tracing::info!(instance = %self.row.id, "paused with messages still in hand after {drain} s");
         }
         // A guest that stands still answers nobody.
