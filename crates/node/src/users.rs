@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use mvm_model::{InstanceId, Role, TelegramId, TenantId, User, UserName};
+use mvm_model::{InstanceId, TelegramId, TenantId, User, UserName};
 use mvm_protocol::api::{ApiError, ErrorCode, UserLink};
-use mvm_protocol::openclaw::{Endpoints, GatewayConfig, OneTimeLink, OpenClaw, Served, WorkerConfig};
+use mvm_protocol::openclaw::{GatewayConfig, OneTimeLink, OpenClaw, Served, WorkerConfig};
 use rusqlite::Transaction;
 use sha2::{Digest, Sha256};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError};
 use crate::deploy;
 use crate::store::{self, Audit, InstanceRow, StoreError, TenantRow, UserRow, now_secs};
 
@@ -101,12 +101,16 @@ impl Wanted {
         Ok(Self { users, workers, links })
     }
 
-    /// Writes them down; gives the links of new ones of whom nobody knows who they are. Whoever has another's id by now keeps
-    /// their own.
-    pub fn save(mut self, tx: &Transaction<'_>, tenant: &TenantId) -> store::Sql<Vec<UserLink>> {
-        let present = store::users(tx, Some(tenant))?;
-        keep_claims(&present, &mut self.users);
-        let mut rows = assign(tenant, &present, &self.users, &self.workers);
+    /// Makes of those who are there by now what is wanted.
+    ///
+    /// # Errors
+    /// Who was found out meanwhile to have the id that another is to have.
+    pub fn decide(mut self, tenant: &TenantId, present: &[UserRow]) -> Result<Decided, UserName> {
+        keep_claims(present, &mut self.users);
+        if let Some((_, other)) = same_id(present, &self.users) {
+            return Err(other.clone());
+        }
+        let mut rows = assign(tenant, present, &self.users, &self.workers);
         let mut links = Vec::new();
         let is_new = |row: &UserRow| !present.iter().any(|other| other.user.name == row.user.name);
         for row in rows.iter_mut().filter(|row| row.user.telegram.is_none() && is_new(row)) {
@@ -114,13 +118,47 @@ impl Wanted {
             links.push(UserLink { user: row.user.name.clone(), code, expires_at: link.expires_at });
             row.link = Some(link);
         }
+        Ok(Decided { rows, links })
+    }
+}
+
+/// What is written of a tenant's users, and the links of new ones of whom nobody knows who they are.
+#[derive(Debug)]
+pub struct Decided {
+    rows: Vec<UserRow>,
+    /// Told once.
+    pub links: Vec<UserLink>,
+}
+
+impl Decided {
+    /// Writes them down.
+    pub fn save(&self, tx: &Transaction<'_>) -> store::Sql<()> {
         // Two may exchange their ids.
-        for row in rows.iter().filter(|row| !is_new(row)) {
+        for row in &self.rows {
             UserRow { user: User { telegram: None, ..row.user.clone() }, ..row.clone() }.save(tx)?;
         }
-        rows.iter().try_for_each(|row| row.save(tx))?;
-        Ok(links)
+        self.rows.iter().try_for_each(|row| row.save(tx))
     }
+}
+
+/// What comes of someone who opened a link.
+#[derive(Debug, PartialEq)]
+enum Claim {
+    /// They are this user already: it was asked for again, as the first answer was lost.
+    Known(UserName),
+    /// The link is good, and this user's.
+    Good(UserRow),
+    Refused,
+}
+
+fn judge(users: &[UserRow], telegram: TelegramId, code_sha256: &str, now: u64) -> Claim {
+    if let Some(row) = users.iter().find(|row| row.user.telegram == Some(telegram)) {
+        return Claim::Known(row.user.name.clone());
+    }
+    let is_theirs = |row: &&UserRow| {
+        row.link.as_ref().is_some_and(|link| link.code_sha256 == code_sha256 && link.expires_at > now)
+    };
+    users.iter().find(is_theirs).cloned().map_or(Claim::Refused, Claim::Good)
 }
 
 /// Makes whoever opened a link the user whose it is. Every code is good once.
@@ -135,31 +173,22 @@ pub async fn claim(
 ) -> Result<UserName, String> {
     let wrong = || "there is no such link, or it is not valid any more: ask for another one".to_owned();
     let telegram = TelegramId::new(telegram).ok_or_else(|| "that is not a person's id".to_owned())?;
-    let (id, hash, now) = (tenant.clone(), sha256(code), now_secs());
-    // Asked for again where the first answer was lost: they are that user already.
-    let (known_to, hash_of_known) = (tenant.clone(), hash.clone());
-    let known = agent.store.read(move |tx| {
-        let users = store::users(tx, Some(&known_to))?;
-        let theirs = users.iter().find(|row| row.user.telegram == Some(telegram)).cloned();
-        let is_open =
-            users.iter().any(|row| row.link.as_ref().is_some_and(|link| link.code_sha256 == hash_of_known));
-        Ok((theirs, is_open))
-    });
-    match known.await.map_err(|error| error.to_string())? {
-        (Some(row), _) => return Ok(row.user.name),
-        (None, false) => return Err(wrong()),
-        (None, true) => {}
+    let (hash, now) = (sha256(code), now_secs());
+    // Most of what is asked is refused, which needs no turn of the one who writes.
+    let (id, looked_for) = (tenant.clone(), hash.clone());
+    let users = agent.store.read(move |tx| store::users(tx, Some(&id))).await;
+    match judge(&users.map_err(|error| error.to_string())?, telegram, &looked_for, now) {
+        Claim::Known(name) => return Ok(name),
+        Claim::Refused => return Err(wrong()),
+        Claim::Good(_) => {}
     }
+    let id = tenant.clone();
     let claimed = agent.store.write(move |tx| {
-        let users = store::users(tx, Some(&id))?;
-        if users.iter().any(|row| row.user.telegram == Some(telegram)) {
-            return Ok(None);
-        }
-        let valid = |row: &&UserRow| {
-            row.link.as_ref().is_some_and(|link| link.code_sha256 == hash && link.expires_at > now)
+        let mut row = match judge(&store::users(tx, Some(&id))?, telegram, &hash, now) {
+            Claim::Known(name) => return Ok(Some(name)),
+            Claim::Refused => return Ok(None),
+            Claim::Good(row) => row,
         };
-        let Some(row) = users.iter().find(valid) else { return Ok(None) };
-        let mut row = row.clone();
         row.user.telegram = Some(telegram);
         row.link = None;
         row.save(tx)?;
@@ -204,10 +233,7 @@ pub async fn link(agent: &Arc<Agent>, tenant: &TenantId, name: &UserName) -> Res
             tell(agent, tenant).await;
             Ok(UserLink { user: name.clone(), code, expires_at })
         }
-        Err(None) => Err(ApiError::new(
-            ErrorCode::NotFound,
-            format!("tenant {tenant} has no user `{name}`; `mvm user list` shows those there are"),
-        )),
+        Err(None) => Err(AgentError::NoUser(tenant.clone(), name.clone()).into()),
         Err(Some(telegram)) => Err(ApiError::new(
             ErrorCode::Refused,
             format!("user {tenant}/{name} is known already: they are {telegram} to Telegram"),
@@ -223,45 +249,51 @@ fn failed(error: impl ToString) -> ApiError {
     ApiError::new(ErrorCode::Failed, error)
 }
 
-/// What a gateway or a worker of OpenClaw is told of the users of its tenant: the gateway of all of them, the worker of its
-/// own. Where there are none, nothing.
+/// What a gateway is told of the users of its tenant: all of them, where there are any.
 ///
 /// # Errors
 /// The store's.
-pub async fn told(
-    agent: &Agent,
-    tenant: &TenantRow,
-    machine: InstanceId,
-    role: Role,
-) -> Result<Option<OpenClaw>, StoreError> {
+pub async fn told_to_gateway(agent: &Agent, tenant: &TenantRow) -> Result<Option<OpenClaw>, StoreError> {
     let id = tenant.id.clone();
-    let (users, pools, instances) = agent
+    let (users, instances) = agent
         .store
         .read(move |tx| {
             let users = store::users(tx, Some(&id))?;
-            if users.is_empty() {
-                return Ok((users, Vec::new(), Vec::new()));
-            }
-            Ok((users, store::pools(tx, Some(&id))?, store::instances(tx, Some(&id), None)?))
+            let instances =
+                if users.is_empty() { Vec::new() } else { store::instances(tx, Some(&id), None)? };
+            Ok((users, instances))
         })
         .await?;
-    if users.is_empty() {
-        return Ok(None);
-    }
-    if role == Role::Gateway {
-        let served = users.iter().filter_map(|row| served(tenant, row, &instances)).collect();
-        let endpoints = Endpoints {
-            telegram: tenant.endpoints.telegram.to_string(),
-            anthropic: tenant.endpoints.anthropic.to_string(),
-        };
-        return Ok(Some(OpenClaw::Gateway(GatewayConfig { endpoints, users: served })));
-    }
+    let served = users.iter().filter_map(|row| served(tenant, row, &instances)).collect();
+    let endpoints = tenant.endpoints.clone();
+    Ok((!users.is_empty()).then_some(OpenClaw::Gateway(GatewayConfig { endpoints, users: served })))
+}
+
+/// What a worker of OpenClaw is told of the one user whose it is, if it is anyone's.
+///
+/// # Errors
+/// The store's.
+pub async fn told_to_worker(
+    agent: &Agent,
+    tenant: &TenantRow,
+    worker: InstanceId,
+) -> Result<Option<OpenClaw>, StoreError> {
+    let id = tenant.id.clone();
+    let (own, pools, instances) = agent
+        .store
+        .read(move |tx| {
+            let own = store::users(tx, Some(&id))?.into_iter().find(|row| row.instance == Some(worker));
+            if own.is_none() {
+                return Ok((own, Vec::new(), Vec::new()));
+            }
+            Ok((own, store::pools(tx, Some(&id))?, store::instances(tx, Some(&id), None)?))
+        })
+        .await?;
     let is_gateway = |row: &&InstanceRow| {
         pools.iter().any(|pool| pool.spec.id == row.place.pool && pool.spec.role.is_gateway())
     };
     let first = instances.iter().filter(is_gateway).min_by_key(|row| row.place.offset);
     let gateway_ip = first.and_then(|row| tenant.subnet.machine_ip(row.place.offset));
-    let own = users.into_iter().find(|row| row.instance == Some(machine));
     Ok(own.zip(gateway_ip).map(|(row, gateway_ip)| {
         let telegram = row.user.telegram.map(TelegramId::get);
         OpenClaw::Worker(WorkerConfig { user: row.user.name.into(), gateway_ip, telegram })
@@ -321,6 +353,38 @@ mod tests {
         let mut wanted = [user("bob"), known("ann", 2)];
         keep_claims(&present, &mut wanted);
         assert_eq!(taken(&wanted), Some((1, "bob".to_owned())), "who opened their link has it");
+    }
+
+    #[test]
+    fn who_opens_a_link_while_images_are_built_is_not_made_a_stranger_again() {
+        let tenant: TenantId = "alice".parse().unwrap();
+        let ids = [1, 2].map(InstanceId::new).to_vec();
+        let mut present = assign(&tenant, &[], &[user("ann"), user("bob")], &ids);
+        let wanted = |users: Vec<User>| Wanted::new(users, ids.clone()).unwrap();
+        (present[1].user.telegram, present[1].link) = (TelegramId::new(777), None);
+        let limited = User { monthly_limit_cents: Some(100), ..user("bob") };
+        let decided = wanted(vec![user("ann"), limited]).decide(&tenant, &present).unwrap();
+        assert_eq!(decided.rows.len(), 1, "only bob changes");
+        assert_eq!((decided.rows[0].user.telegram, decided.links.len()), (TelegramId::new(777), 0));
+        let taken = User { telegram: TelegramId::new(777), ..user("ann") };
+        let refused = wanted(vec![taken, user("bob")]).decide(&tenant, &present).unwrap_err();
+        assert_eq!(refused.as_str(), "ann", "both would have one id");
+    }
+
+    #[test]
+    fn a_link_is_good_until_its_time_and_once() {
+        let tenant: TenantId = "alice".parse().unwrap();
+        let mut users = assign(&tenant, &[], &[user("ann"), user("bob")], &[]);
+        let (code, link) = new_link().unwrap();
+        let (hash, until) = (sha256(&code), link.expires_at);
+        users[1].link = Some(link);
+        let [me, other] = [777, 778].map(|id| TelegramId::new(id).unwrap());
+        assert_eq!(judge(&users, me, &hash, until - 1), Claim::Good(users[1].clone()));
+        assert_eq!(judge(&users, me, &hash, until), Claim::Refused);
+        assert_eq!(judge(&users, me, &sha256("another"), until - 1), Claim::Refused);
+        (users[1].user.telegram, users[1].link) = (Some(me), None);
+        assert_eq!(judge(&users, other, &hash, until - 1), Claim::Refused);
+        assert_eq!(judge(&users, me, &hash, until - 1), Claim::Known("bob".parse().unwrap()), "asked again");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, Mac};
-use mvm_model::{InstanceId, PoolId};
+use mvm_model::{Endpoints, InstanceId, PoolId};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
@@ -40,34 +40,6 @@ pub struct GatewayConfig {
     pub endpoints: Endpoints,
     /// Everyone who is served.
     pub users: Vec<Served>,
-}
-
-/// Services outside, by the URL that requests to them begin with, without a slash at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Endpoints {
-    /// The Bot API.
-    #[serde(default = "Endpoints::public_telegram")]
-    pub telegram: String,
-    /// The model API.
-    #[serde(default = "Endpoints::public_anthropic")]
-    pub anthropic: String,
-}
-
-impl Endpoints {
-    fn public_telegram() -> String {
-        "https://api.telegram.org".to_owned()
-    }
-
-    fn public_anthropic() -> String {
-        "https://api.anthropic.com".to_owned()
-    }
-}
-
-impl Default for Endpoints {
-    fn default() -> Self {
-        Self { telegram: Self::public_telegram(), anthropic: Self::public_anthropic() }
-    }
 }
 
 /// A person, and the worker that is theirs.
@@ -159,7 +131,10 @@ mod tests {
         };
         let text = serde_json::to_string(&OpenClaw::Worker(worker)).unwrap();
         assert_eq!(text, r#"{"worker":{"user":"alice","gateway_ip":"10.240.0.3","telegram":777}}"#);
-        let endpoints: Endpoints = serde_json::from_str("{}").unwrap();
-        assert_eq!(endpoints, Endpoints::default());
+        let gateway: OpenClaw = serde_json::from_str(r#"{"gateway":{"endpoints":{},"users":[]}}"#).unwrap();
+        assert_eq!(
+            gateway,
+            OpenClaw::Gateway(GatewayConfig { endpoints: Endpoints::default(), users: Vec::new() })
+        );
     }
 }

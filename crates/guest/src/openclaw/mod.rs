@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use mvm_model::openclaw::{SCOPE, WORKER_TOKEN_KEY};
 use mvm_model::service::{Adapter, Service, ServicesFile};
 use mvm_protocol::SecretBytes;
 use mvm_protocol::control::{IntegrationStatus, MachineConfig};
@@ -31,7 +32,7 @@ use crate::services::account::Account;
 use rpc::{Rpc, RpcError};
 
 /// The secret with which a worker's OpenClaw is asked, as scope and key.
-pub const TOKEN: (&str, &str) = ("openclaw", "OPENCLAW_GATEWAY_TOKEN");
+pub const TOKEN: (&str, &str) = (SCOPE, WORKER_TOKEN_KEY);
 /// Where the files are that the config refers to.
 const SECRETS: &str = "/run/openclaw";
 /// Who asks for a suspension. The same name renews one that got lost on the way.

@@ -255,10 +255,14 @@ async fn commit_with_disks(
             if let Some(pool) = basis.changed(tx)? {
                 return Ok(Err(format!("pool {}/{pool}", row.id)));
             }
+            let users = match users.decide(&row.id, &store::users(tx, Some(&row.id))?) {
+                Ok(decided) => decided,
+                Err(user) => return Ok(Err(format!("user {}/{user}", row.id))),
+            };
             row.save(tx)?;
             pools.iter().try_for_each(|pool| pool.save(tx))?;
             instances.iter().try_for_each(|instance| instance.insert(tx))?;
-            let links = users.save(tx, &row.id)?;
+            users.save(tx)?;
             if let Some(Sealed { wrapped, rows }) = &sealed {
                 if let Some(wrapped) = wrapped {
                     store::save_tenant_key(tx, &row.id, wrapped)?;
@@ -266,7 +270,7 @@ async fn commit_with_disks(
                 store::replace_secrets(tx, &row.id, rows)?;
             }
             audits.iter().try_for_each(|audit| audit.append(tx, &row.id))?;
-            Ok(Ok(links))
+            Ok(Ok(users.links))
         })
         .await
         .map_err(failed)?;

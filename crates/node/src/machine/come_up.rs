@@ -175,16 +175,17 @@ impl Task {
 
     async fn config_files(&self, pool: &mvm_model::PoolSpec) -> Result<ConfigFiles, ActError> {
         let resources = self.row.launched.as_ref().map_or(pool.resources, |l| l.resources);
-        // Only these are told of more than themselves.
+        // Only gateways are told of what may be another by now; of a tenant's subnet, which workers are, that is not so.
         let tenant = match pool.role {
-            Role::Gateway | Role::CapabilityOpenclaw => {
-                Some(self.agent.tenant(&self.tenant.id).await.map_err(failed)?)
-            }
-            Role::Worker | Role::Builder | Role::CapabilityImessage => None,
+            Role::Gateway => Some(self.agent.tenant(&self.tenant.id).await.map_err(failed)?),
+            _ => None,
         };
-        let openclaw = match &tenant {
-            Some(tenant) => users::told(&self.agent, tenant, self.row.id, pool.role).await.map_err(failed)?,
-            None => None,
+        let openclaw = match (&tenant, pool.role) {
+            (Some(tenant), _) => users::told_to_gateway(&self.agent, tenant).await.map_err(failed)?,
+            (None, Role::CapabilityOpenclaw) => {
+                users::told_to_worker(&self.agent, &self.tenant, self.row.id).await.map_err(failed)?
+            }
+            (None, _) => None,
         };
         let config = MachineConfig {
             instance_id: self.row.id,
@@ -200,7 +201,7 @@ impl Task {
         };
         let mut files = ConfigFiles::new();
         files.insert("config.json".into(), serde_json::to_string_pretty(&config).map_err(failed)?);
-        if let Some(tenant) = tenant.filter(|_| pool.role == Role::Gateway) {
+        if let Some(tenant) = tenant {
             files.insert("routes.json".into(), serde_json::to_string_pretty(&tenant.routes).map_err(failed)?);
         }
         Ok(files)

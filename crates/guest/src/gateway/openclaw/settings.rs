@@ -5,8 +5,10 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use mvm_model::Endpoints;
+use mvm_model::openclaw::{SCOPE, TOKEN_KEY};
 use mvm_protocol::openclaw::{
-    Endpoints, GatewayConfig, OpenClaw, Served, webhook_secret, worker_bot_token, worker_token,
+    GatewayConfig, OpenClaw, Served, webhook_secret, worker_bot_token, worker_token,
 };
 use serde::Deserialize;
 
@@ -55,8 +57,8 @@ impl Settings {
     pub(super) async fn load(config: &OpenClawConfig) -> Result<Option<Settings>, GatewayError> {
         let Some(gateway) = read_block(&config.machine_config).await? else { return Ok(None) };
         let secret = async |name: &str| read_secret(&config.secrets.join(name)).await;
-        let Some(key) = secret("openclaw/OPENCLAW_TOKEN_KEY").await? else {
-            let path = config.secrets.join("openclaw/OPENCLAW_TOKEN_KEY");
+        let path = config.secrets.join(SCOPE).join(TOKEN_KEY);
+        let Some(key) = read_secret(&path).await? else {
             return Err(GatewayError::File { path, source: io::ErrorKind::NotFound.into() });
         };
         let bot = secret("telegram/TELEGRAM_BOT_TOKEN").await?;

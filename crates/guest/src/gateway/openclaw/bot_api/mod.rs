@@ -20,12 +20,12 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 
 use super::Context;
-use super::outgoing::{Body, full};
+use super::outgoing::{Body, json_response};
 use super::settings::{Person, Settings, same_secret};
 
 pub(super) use files::FilesSeen;
@@ -72,12 +72,6 @@ impl Refused {
             None => response,
         }
     }
-}
-
-fn json_response(body: &serde_json::Value) -> Response<Body> {
-    let mut response = Response::new(full(body.to_string()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 fn ok(result: serde_json::Value) -> Response<Body> {

@@ -22,7 +22,7 @@ use serde_json::json;
 
 use super::super::headers;
 use super::Context;
-use super::outgoing::{Body, OutgoingError, Timely, full};
+use super::outgoing::{Body, OutgoingError, Timely, json_response};
 use super::settings::{Person, Settings, same_secret};
 
 use meter::{Metered, ReadingOn};
@@ -49,9 +49,8 @@ impl Refused {
 
     fn into_response(self) -> Response<Body> {
         let body = json!({ "type": "error", "error": { "type": self.kind, "message": self.message } });
-        let mut response = Response::new(full(body.to_string()));
+        let mut response = json_response(&body);
         *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 }
