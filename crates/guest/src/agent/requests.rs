@@ -101,7 +101,7 @@ async fn try_answer(request: GuestRequest, machine: &Arc<Machine>) -> Result<Gue
             prepared.unwrap_or_else(error)
         }
         GuestRequest::AdjustClock { clock } => {
-            GuestReply::ClockAdjusted { offset_micros: machine.devices.slew_clock(clock)? }
+            GuestReply::ClockAdjusted { offset_micros: machine.devices.adjust_clock(clock)? }
         }
         GuestRequest::WorkerStatus => machine.worker_status().await,
         GuestRequest::IntegrationStatus => {

@@ -24,14 +24,17 @@ pub fn step(clock: Clock) -> Result<()> {
     clock_settime(ClockId::Realtime, time).doing("setting the clock")
 }
 
-/// Sets the clock slowly, and says how far ahead it was, in microseconds.
+/// Sets the clock forward by so many nanoseconds, slowly: 500 ppm of what passes.
 ///
 /// # Errors
 /// The kernel's.
-pub fn slew(clock: Clock) -> Result<i64> {
-    let offset = nanos_ahead(now_nanos(), clock.unix_nanos) / 1000;
-    crate::sys::slew_clock(offset.saturating_neg()).doing("adjusting the clock")?;
-    Ok(offset)
+pub(super) fn slew(nanos: i64) -> Result<()> {
+    crate::sys::slew_clock(nanos / 1000).doing("adjusting the clock")
+}
+
+/// Whether a clock that is ahead by so many nanoseconds is set at once: slewing, it would take hours to be right.
+pub(super) const fn is_far_off(ahead: i64) -> bool {
+    ahead.unsigned_abs() > NANOS
 }
 
 /// How far `own` is ahead of `host`, all in nanoseconds.
@@ -49,6 +52,13 @@ pub(super) fn now_nanos() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_off_by_more_than_a_second_is_far_off() {
+        let second = 1_000_000_000;
+        assert!([second + 1, -second - 1, i64::MIN, i64::MAX].iter().all(|&ahead| is_far_off(ahead)));
+        assert!([second, -second, 0].iter().all(|&ahead| !is_far_off(ahead)));
+    }
 
     #[test]
     fn offsets_have_a_sign_and_do_not_overflow() {

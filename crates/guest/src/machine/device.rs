@@ -51,9 +51,16 @@ impl Recorder {
         lock(&self.acts).write_all(line.as_bytes()).doing("recording an act")
     }
 
-    fn set_clock(&self, clock: Clock) -> i64 {
+    /// How far its clock is ahead of the host's, in nanoseconds.
+    fn ahead_of(&self, clock: Clock) -> i64 {
+        let own = clock::now_nanos().saturating_add_signed(self.ahead.load(Ordering::Relaxed));
+        clock::nanos_ahead(own, clock.unix_nanos)
+    }
+
+    fn set_clock(&self, act: &str, clock: Clock) -> Result<()> {
         let ahead = clock::nanos_ahead(clock.unix_nanos, clock::now_nanos());
-        self.ahead.swap(ahead, Ordering::Relaxed).saturating_sub(ahead)
+        self.ahead.store(ahead, Ordering::Relaxed);
+        self.record(&json!({ "act": act, "unix_nanos": clock.unix_nanos }))
     }
 }
 
@@ -97,26 +104,25 @@ impl Devices {
     pub(super) fn step_clock(&self, clock: Clock) -> Result<()> {
         match self {
             Self::Machine { .. } => clock::step(clock),
-            Self::Native(native) => {
-                native.set_clock(clock);
-                native.record(&json!({ "act": "step", "unix_nanos": clock.unix_nanos }))
-            }
+            Self::Native(native) => native.set_clock("step", clock),
         }
     }
 
-    /// Sets the clock slowly, and says how far ahead it was, in microseconds.
+    /// Sets the clock, slowly if it is about right, and says how far ahead it was, in microseconds.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn slew_clock(&self, clock: Clock) -> Result<i64> {
+    pub fn adjust_clock(&self, clock: Clock) -> Result<i64> {
+        let ahead = match self {
+            Self::Machine { .. } => clock::nanos_ahead(clock::now_nanos(), clock.unix_nanos),
+            Self::Native(native) => native.ahead_of(clock),
+        };
         match self {
-            Self::Machine { .. } => clock::slew(clock),
-            Self::Native(native) => {
-                let micros = native.set_clock(clock) / 1000;
-                native.record(&json!({ "act": "slew", "unix_nanos": clock.unix_nanos }))?;
-                Ok(micros)
-            }
+            _ if clock::is_far_off(ahead) => self.step_clock(clock)?,
+            Self::Machine { .. } => clock::slew(ahead.saturating_neg())?,
+            Self::Native(native) => native.set_clock("slew", clock)?,
         }
+        Ok(ahead / 1000)
     }
 
     /// What the clock says, in seconds since 1970.
@@ -169,5 +175,28 @@ impl Devices {
         if let Err(failure) = released {
             say(failure);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off_is_set_at_once_and_another_slowly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(ACTS);
+        let acts = Mutex::new(File::create(&path).unwrap());
+        let devices = Devices::Native(Recorder { acts, ahead: AtomicI64::new(0) });
+        let mut adjust = |seconds_ahead: i64| {
+            let unix_nanos = clock::now_nanos().saturating_add_signed(seconds_ahead * 1_000_000_000);
+            let off = devices.adjust_clock(Clock { unix_nanos }).unwrap();
+            let acts = fs::read_to_string(&path).unwrap();
+            let last: Value = serde_json::from_str(acts.lines().last().unwrap()).unwrap();
+            ((off + off.signum() * 500_000) / 1_000_000, last["act"].as_str().unwrap().to_owned())
+        };
+        assert_eq!(adjust(162), (-162, "step".to_owned()));
+        assert_eq!(adjust(162), (0, "slew".to_owned()));
+        assert_eq!(adjust(0), (162, "step".to_owned()));
     }
 }
