@@ -7,8 +7,11 @@ use mvm_image::{ImageSource, ImageStore};
 
 use crate::checkout;
 
+/// What a guest is built for where cargo has it.
+pub(crate) const MUSL: &str = "x86_64-unknown-linux-musl";
+
 /// The folder cargo builds into, found from where this test lies: `<target>/<profile>/deps/<test>`.
-fn profile_folder() -> PathBuf {
+pub(crate) fn profile_folder() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().and_then(|deps| deps.parent()).expect("tests lie in <target>/<profile>/deps").to_owned()
 }
@@ -18,11 +21,17 @@ pub(crate) fn cache() -> PathBuf {
     checkout().join("target/image-cache")
 }
 
+/// Held by whoever builds into this folder, or reads it.
+pub(crate) fn lock() -> std::fs::File {
+    let lock = std::fs::File::create(profile_folder().join("mvm-e2e.lock")).unwrap();
+    lock.lock().unwrap();
+    lock
+}
+
 /// `mvm`, up to date. Cargo's own lock makes tests that start together wait for one build.
 pub(crate) fn mvm() -> PathBuf {
     let folder = profile_folder();
-    let lock = std::fs::File::create(folder.join("mvm-e2e.lock")).unwrap();
-    lock.lock().unwrap();
+    let _building = lock();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(checkout()).args(["build", "--quiet", "--package", "mvm-cli"]);
     cargo.arg("--target-dir").arg(folder.parent().unwrap());

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::checkout;
+use crate::{build, checkout};
 
 /// The commit before the one that is tested: where something is not committed yet, that is the last one. Nothing where the
 /// checkout has no history.
@@ -29,6 +29,7 @@ pub fn previous_mvm() -> Option<(PathBuf, String)> {
     if fs::read_to_string(&built).ok().as_ref() != Some(&revision) || !binary.exists() {
         let _ = fs::remove_file(&built);
         check_out(&revision, &folder.join("source"));
+        take_dependencies(&folder);
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(folder.join("source")).args([
             "build",
@@ -42,6 +43,37 @@ pub fn previous_mvm() -> Option<(PathBuf, String)> {
         fs::write(&built, &revision).unwrap();
     }
     Some((binary, revision))
+}
+
+/// What both commits are made of and cargo has compiled for this one: most of a build is that.
+fn take_dependencies(folder: &Path) {
+    let _building = build::lock();
+    let guest = "target/guest";
+    for (from, to) in [
+        (build::profile_folder(), folder.join("out/debug")),
+        (checkout().join(guest).join("guest"), folder.join("source").join(guest).join("guest")),
+        (
+            checkout().join(guest).join(build::MUSL).join("guest"),
+            folder.join("source").join(guest).join(build::MUSL).join("guest"),
+        ),
+    ] {
+        if to.exists() || !from.exists() {
+            continue;
+        }
+        for kind in ["deps", ".fingerprint", "build"] {
+            let to = to.join(kind);
+            fs::create_dir_all(&to).unwrap();
+            let dependencies = fs::read_dir(from.join(kind)).unwrap().flatten().filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_str().unwrap();
+                let is_program = kind == "deps" && !name.contains('.');
+                !is_program && !name.strip_prefix("lib").unwrap_or(name).starts_with("mvm")
+            });
+            let mut copy = Command::new("cp");
+            copy.arg("-a").args(dependencies.map(|entry| entry.path())).arg(&to);
+            assert!(copy.status().unwrap().success(), "what {from:?} has could not be copied");
+        }
+    }
 }
 
 /// Puts a commit's files into a folder; those that are the same already keep their times, so that they are not compiled again.
