@@ -42,8 +42,8 @@ fn main() -> ExitCode {
     let measured = std::panic::catch_unwind(AssertUnwindSafe(|| measure(&arguments, runtime.handle())));
     leftovers::remove_own();
     match measured {
-        Ok(Ok(complete)) if complete => ExitCode::SUCCESS,
-        Ok(Ok(_)) | Err(_) => ExitCode::FAILURE,
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) | Err(_) => ExitCode::FAILURE,
         Ok(Err(error)) => failed(&*error),
     }
 }
@@ -53,12 +53,12 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Whether every row could be measured.
+/// Whether every row could be measured and every bound of those is kept.
 fn measure(arguments: &Arguments, runtime: &tokio::runtime::Handle) -> Result<bool> {
     let rows = if arguments.only.is_empty() { Row::all() } else { arguments.only.clone() };
     let mut report = Report::default();
     let bench = Bench::new(arguments.rounds, runtime, &mut report)?;
-    let mut complete = true;
+    let mut well = true;
     for row in rows {
         eprintln!("{}", row.name());
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| row.measure(&bench, &mut report)));
@@ -69,13 +69,21 @@ fn measure(arguments: &Arguments, runtime: &tokio::runtime::Handle) -> Result<bo
             Err(_) => "it panicked, see above".to_owned(),
         };
         report.note(format!("{} could not be measured: {failure}", row.name()));
-        complete = false;
+        well = false;
     }
     report.print();
     let path = mvm_harness::checkout().join("target/bench/latest.json");
     report.write(&path)?;
     println!("\nalso in {}", path.canonicalize()?.display());
-    Ok(complete)
+    let missed = report.missed();
+    if !missed.is_empty() {
+        eprintln!(
+            "error: bounds that are not kept: {}; on a host that does something else, run it again",
+            missed.join(", ")
+        );
+        well = false;
+    }
+    Ok(well)
 }
 
 async fn remove_when_interrupted() {

@@ -52,6 +52,8 @@ pub struct Machine {
     pub ready: Duration,
     /// And to what lies on the way there.
     pub way: Way,
+    /// What of it was waiting for durable writes.
+    pub commits: Duration,
 }
 
 /// From the request to the steps of a start.
@@ -113,11 +115,11 @@ impl Raw {
     /// Restores a machine in a process that is started for it.
     pub fn on_demand(&self, source: Source<'_>) -> Result<Machine> {
         let begun = Instant::now();
-        self.commits.commit(BEFORE_LAUNCH)?;
+        let mut commits = self.timed_commit(BEFORE_LAUNCH)?;
         let mut vmm = self.launch(source.image.mem_mib, Memory::Mapped(source.image.path()), true, false)?;
-        self.commits.commit(AFTER_LAUNCH)?;
+        commits += self.timed_commit(AFTER_LAUNCH)?;
         vmm.monitor.greet()?;
-        self.restore(vmm, source, begun)
+        self.restore(vmm, source, begun, commits)
     }
 
     /// Starts a process ahead.
@@ -132,15 +134,27 @@ impl Raw {
     pub fn with_spare(&self, mut spare: Spare, source: Source<'_>) -> Result<Machine> {
         let data = self.data_disk(&self.name("own"))?;
         let begun = Instant::now();
-        self.commits.commit(BEFORE_LAUNCH)?;
+        let mut commits = self.timed_commit(BEFORE_LAUNCH)?;
         exchange_disk(&mut spare.vmm, &data)?;
-        self.commits.commit(AFTER_LAUNCH)?;
+        commits += self.timed_commit(AFTER_LAUNCH)?;
         // QEMU holds it open.
         std::fs::remove_file(&data)?;
-        self.restore(spare.vmm, source, begun)
+        self.restore(spare.vmm, source, begun, commits)
     }
 
-    fn restore(&self, mut vmm: Vmm, source: Source<'_>, begun: Instant) -> Result<Machine> {
+    fn timed_commit(&self, times: u32) -> Result<Duration> {
+        let begun = Instant::now();
+        self.commits.commit(times)?;
+        Ok(begun.elapsed())
+    }
+
+    fn restore(
+        &self,
+        mut vmm: Vmm,
+        source: Source<'_>,
+        begun: Instant,
+        mut waited: Duration,
+    ) -> Result<Machine> {
         let up = begun.elapsed();
         let devices = match source.delta {
             Some(delta) => delta.fill(&vmm.memory()?)?,
@@ -151,7 +165,10 @@ impl Raw {
             let commits = if source.wake { BEFORE_RESUME } else { 0 };
             let consumed = scope.spawn(move || self.commits.commit(commits));
             image::load(&mut vmm, &devices)?;
-            consumed.join().map_err(|_| "a commit panicked")?
+            let loaded = Instant::now();
+            let consumed = consumed.join().map_err(|_| "a commit panicked")?;
+            waited += loaded.elapsed();
+            consumed
         })?;
         let restored = begun.elapsed();
         let control = vmm.take_control()?;
@@ -161,7 +178,8 @@ impl Raw {
         session.hello()?;
         let hello = begun.elapsed();
         session.personalize(if source.wake { 2 } else { 1 })?;
-        Ok(Machine { ready: begun.elapsed(), way: Way { up, restored, echo, hello }, vmm, session })
+        let way = Way { up, restored, echo, hello };
+        Ok(Machine { ready: begun.elapsed(), way, commits: waited, vmm, session })
     }
 
     /// Puts a machine to sleep as mvm does; the delta and how long it took.

@@ -1,5 +1,6 @@
 //! What is measured. Both sides of a row take turns, round by round.
 
+mod compression;
 mod density;
 mod first_byte;
 mod parallel;
@@ -58,6 +59,8 @@ pub enum Row {
     Parallel,
     /// What a sleeping machine takes of the disk.
     Disk,
+    /// What compression of snapshots saves and costs.
+    Compression,
     /// What clones take of memory.
     Pss,
     /// The agent with up to 10,000 instances.
@@ -85,6 +88,7 @@ impl Row {
             Row::FirstByte => first_byte::measure(bench, report),
             Row::Parallel => parallel::measure(bench, report),
             Row::Disk => density::disk(bench, report),
+            Row::Compression => compression::measure(bench, report),
             Row::Pss => density::pss(bench, report),
             Row::Scale => scale::measure(bench, report),
         }

@@ -71,8 +71,8 @@ fn with_instances(bench: &Bench, mvm: &Mvm, count: u32, report: &mut Report) -> 
         report.value("idle_cpu_percent_10k", Some(cpu));
         report.value("list_10k_ms", list.median());
         report.value("cli_start_ms", version.median());
-        report.row("`mvm --version`", "ms", &Sides::mvm_only(version));
     }
+    report.row(format!("`mvm --version`, {count} instances"), "ms", &Sides::mvm_only(version));
     report.row(format!("agent's RSS, {count} instances"), "MiB", &Sides::mvm_only(rss));
     report.row(format!("agent's CPU when idle, {count} instances"), "% of a core", &Sides::mvm_only(cpu));
     report.row(format!("`mvm instance list`, {count} instances"), "ms", &Sides::mvm_only(list));
