@@ -1,9 +1,10 @@
 //! Messages to an assistant that sleeps.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use mvm_harness::{assert_tidy, kill};
+use mvm_harness::{assert_tidy, freeze, kill, thaw};
 
 use crate::alice::{ALICE, GATEWAY, KNOWN, WORKER, alice, sleep, taken, vmm, wakes};
 
@@ -95,4 +96,43 @@ fn a_wake_that_takes_long_is_seen_as_typing() {
     std::thread::sleep(Duration::from_secs(7));
     let later = |call: &mvm_fakes::BotCall| call.at > answered + Duration::from_secs(1);
     assert!(!outside.bot.calls_of("sendChatAction").iter().any(later));
+}
+
+#[test]
+fn how_telegram_is_is_shown_in_the_middle_of_an_act_and_nobody_waits_for_a_guest_that_hangs() {
+    let (lab, outside, _) = alice(KNOWN);
+    let telegram = || lab.info(WORKER)["integrations"]["telegram"].clone();
+    assert!(lab.info(WORKER)["integrations"].is_null(), "nobody asks one that sleeps");
+    outside.talk(ALICE, "hello");
+    lab.wait_for("telegram to be connected", || telegram() == "active");
+    let shown = lab.mvm(&["instance", "info", WORKER]);
+    let line = shown.lines().find(|line| line.starts_with("integrations"));
+    assert!(line.is_some_and(|line| line.ends_with(" telegram active")), "{shown}");
+    assert_eq!(lab.info(GATEWAY)["integrations"], serde_json::json!({}), "it has none");
+
+    lab.wait_for("the message to be done with", || lab.info(WORKER)["holds"] == 0);
+    let mut working = lab.mvm_with_input(&["instance", "exec", WORKER, "--", "/bin/cat"]);
+    lab.wait_for("somebody to work in it", || lab.info(WORKER)["holds"] == 1);
+    let mut falling_asleep = lab.mvm_beside(&["instance", "sleep", WORKER]);
+    lab.wait_for("a sleep that waits for them", || lab.info(WORKER)["act"] == "going to sleep");
+    assert_eq!(telegram(), "active");
+
+    let pid = vmm(&lab, WORKER);
+    freeze(pid);
+    let asked = Instant::now();
+    let (info, shown) = (lab.info(WORKER), lab.mvm(&["instance", "info", WORKER]));
+    let took = asked.elapsed();
+    thaw(pid);
+    assert_eq!((info["state"].as_str(), info["integrations"].as_str()), (Some("running"), None));
+    assert!(shown.contains("not known"), "{shown}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+
+    // Its session is the same as before: who works in it goes on.
+    let mut input = working.stdin.take().unwrap();
+    input.write_all(b"still here\n").unwrap();
+    drop(input);
+    let output = working.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "still here\n", "{output:?}");
+    assert!(falling_asleep.wait().unwrap().success());
+    assert_eq!(lab.state(WORKER), "sleeping");
 }

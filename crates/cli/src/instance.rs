@@ -1,6 +1,7 @@
 //! `mvm instance`
 
 use clap::{Args, Subcommand};
+use mvm_model::InstanceState;
 use mvm_model::manifest::ChangeOf;
 use mvm_protocol::api::{Act, ActDone, DeployMode, Destroyed, InstanceInfo, InstanceSummary, StartReport};
 
@@ -46,7 +47,7 @@ pub enum Instance {
         #[command(flatten)]
         output: Output,
     },
-    /// Show an instance: its state and why, address, image, how its last start went
+    /// Show an instance: its state and why, address, image, how its last start went, how its integrations are
     Info(One),
     /// Make it run: by waking it where it sleeps, else from its disk
     Start(One),
@@ -194,8 +195,21 @@ fn details(info: &InstanceInfo) -> String {
         ("snapshot", info.snapshot_bytes.map(view::bytes)),
         ("next wake", info.wake_at.map(clock::utc)),
         ("holds", Some(info.holds.to_string())),
+        ("integrations", integrations(info)),
         ("pid", info.pid.map(|pid| pid.to_string())),
     ])
+}
+
+/// Of one that does not run nobody asks.
+fn integrations(info: &InstanceInfo) -> Option<String> {
+    match &info.integrations {
+        Some(known) => {
+            let each: Vec<String> = known.iter().map(|(name, status)| format!("{name} {status}")).collect();
+            Some(each.join(", "))
+        }
+        None => (info.summary.state == InstanceState::Running)
+            .then(|| "not known: its guest does not say".to_owned()),
+    }
 }
 
 fn last_start(report: &StartReport) -> String {

@@ -43,12 +43,15 @@ pub struct Session {
     _keeper: AbortOnDropHandle<()>,
 }
 
-/// Asks over a machine's session without keeping it open.
+/// Asks over a machine's session without keeping it open. Everyone who sees the machine has one, so it is one pointer.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub struct Link(Arc<Ends>);
+
+#[derive(Debug)]
+struct Ends {
     current: watch::Receiver<Option<Mux>>,
     /// Told when the guest did not answer: bytes that went astray may have left it out of step.
-    silent: Arc<Notify>,
+    silent: Notify,
 }
 
 /// Streams over one connection; dropping it closes the connection, whoever still has streams of it.
@@ -71,8 +74,8 @@ impl Session {
     pub async fn open(channel: UnixStream, path: PathBuf, on_stream: OnStream) -> std::io::Result<Self> {
         let running = begin(channel, &on_stream).await?;
         let (sender, current) = watch::channel(Some(running.mux.clone()));
-        let link = Link { current, silent: Arc::default() };
-        let keeper = keep(running, sender, Arc::clone(&link.silent), path, on_stream);
+        let link = Link(Arc::new(Ends { current, silent: Notify::new() }));
+        let keeper = keep(running, sender, link.clone(), path, on_stream);
         Ok(Self { link, _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)) })
     }
 
@@ -87,7 +90,7 @@ impl Session {
     /// [`SessionError`].
     pub async fn converse(&self) -> Result<Conversation, SessionError> {
         let stream = self.link.mux().await?.open(Port::Guest).await?;
-        Ok(Conversation { stream, silent: Arc::clone(&self.link.silent) })
+        Ok(Conversation { stream, link: self.link() })
     }
 
     /// Asks the guest, on a stream of its own.
@@ -108,7 +111,7 @@ impl Session {
 #[derive(Debug)]
 pub struct Conversation {
     stream: Stream,
-    silent: Arc<Notify>,
+    link: Link,
 }
 
 impl Conversation {
@@ -143,7 +146,7 @@ impl Conversation {
         match tokio::time::timeout(within, answer(&mut self.stream, name)).await {
             Ok(answered) => answered,
             Err(_) => {
-                self.silent.notify_waiters();
+                self.link.0.silent.notify_waiters();
                 Err(SessionError::Timeout(name, within))
             }
         }
@@ -162,22 +165,35 @@ impl Link {
         name: &'static str,
         within: Duration,
     ) -> Result<(GuestReply, Stream), SessionError> {
+        let begun = self.try_begin(request, name, within).await;
+        if let Err(SessionError::Timeout(..)) = begun {
+            self.0.silent.notify_waiters();
+        }
+        begun
+    }
+
+    /// The same where nothing follows from a guest that does not answer in time: for those who have little patience, or ask while
+    /// an act goes on that talks over the same session.
+    ///
+    /// # Errors
+    /// As for [`begin`](Self::begin).
+    pub async fn try_begin(
+        &self,
+        request: &GuestRequest,
+        name: &'static str,
+        within: Duration,
+    ) -> Result<(GuestReply, Stream), SessionError> {
         let asking = async {
             let mut stream = self.mux().await?.open(Port::Guest).await?;
             Ok((ask_on(&mut stream, request, name).await?, stream))
         };
-        match tokio::time::timeout(within, asking).await {
-            Ok(answered) => answered,
-            Err(_) => {
-                self.silent.notify_waiters();
-                Err(SessionError::Timeout(name, within))
-            }
-        }
+        let answered = tokio::time::timeout(within, asking).await;
+        answered.unwrap_or(Err(SessionError::Timeout(name, within)))
     }
 
     /// The streams of the session there is now, or of the one that is being opened.
     async fn mux(&self) -> std::io::Result<Mux> {
-        let mut current = self.current.clone();
+        let mut current = self.0.current.clone();
         let mux = current.wait_for(|mux| mux.as_ref().is_some_and(|mux| !mux.is_ended())).await;
         match mux.as_deref() {
             Ok(Some(mux)) => Ok(mux.clone()),
@@ -225,14 +241,14 @@ async fn begin(channel: UnixStream, on_stream: &OnStream) -> std::io::Result<Run
 async fn keep(
     mut running: Running,
     current: watch::Sender<Option<Mux>>,
-    silent: Arc<Notify>,
+    link: Link,
     path: PathBuf,
     on_stream: OnStream,
 ) {
     loop {
         tokio::select! {
             () = running.mux.ended() => {}
-            () = silent.notified() => {}
+            () = link.0.silent.notified() => {}
         }
         current.send_replace(None);
         // The socket takes one connection at a time.

@@ -77,7 +77,7 @@ pub use usage::{
 pub use users::{UserLink, UserSummary, Worker};
 
 use crate::SecretBytes;
-use crate::control::{CopyDirection, TerminalSize};
+use crate::control::{CopyDirection, IntegrationStatus, TerminalSize};
 
 /// The protocol that exec, logs, copy, forward, backup and restore upgrade to: [`crate::record`]s.
 pub const UPGRADE: &str = "mvm-records";
@@ -411,6 +411,9 @@ pub struct InstanceInfo {
     pub holds: usize,
     /// When it is woken for what its workload has planned, unless something else wakes it before, in seconds since 1970.
     pub wake_at: Option<u64>,
+    /// How the integrations of its workload are, by name, as its guest says; none where it has none. Not known where it does not run,
+    /// or its guest does not say within two seconds.
+    pub integrations: Option<BTreeMap<String, IntegrationStatus>>,
 }
 
 /// How a start or wake went.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::SecretBytes;
 use crate::openclaw::OpenClaw;
 
+pub use crate::integration::IntegrationStatus;
 pub use host_bound::{HostReply, HostRequest};
 
 /// Counts a machine's starts, clones, wakes and resumes.
@@ -364,20 +365,6 @@ pub enum WorkerStatus {
     Busy,
     /// It has nothing to do.
     Idle,
-}
-
-/// State of an integration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum IntegrationStatus {
-    /// Connected.
-    Active,
-    /// Checkpointed.
-    Paused,
-    /// Not connected yet.
-    Pending,
-    /// Broken.
-    Error,
 }
 
 /// `/etc/mvm-config/config.json`: what a machine's workload may know.

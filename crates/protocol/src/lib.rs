@@ -8,6 +8,7 @@
 pub mod api;
 pub mod control;
 pub mod frame;
+mod integration;
 pub mod mux;
 pub mod openclaw;
 pub mod proxy;

@@ -9,7 +9,7 @@ use mvm_model::{InstanceRef, InstanceState, Operation};
 use mvm_protocol::api::{Act, ActDone, Destroyed, ErrorCode, InstanceInfo, InstanceSummary, millis};
 
 use super::tenants::Filter;
-use super::{Failure, Shared, fault, parsed};
+use super::{Failure, Shared, fault, integrations, parsed};
 use crate::agent::Agent;
 use crate::destroy;
 use crate::machine::{ActError, Asker, Machine, Outcome};
@@ -101,6 +101,7 @@ pub async fn info(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json
     let machine = find(&agent, &t, &p, &i).await?;
     let pool = agent.pool(&machine.place.tenant, &machine.place.pool).await?;
     let tenant = agent.tenant(&machine.place.tenant).await?;
+    let integrations = integrations::of(&agent, &machine.view()).await;
     let row = machine.view().row;
     let resources = row.launched.as_ref().map_or(pool.spec.resources, |launched| launched.resources);
     Ok(Json(InstanceInfo {
@@ -118,6 +119,7 @@ pub async fn info(State(agent): Shared, Path((t, p, i)): Address) -> Result<Json
         snapshot_bytes: row.snapshot.as_ref().map(|snapshot| snapshot.bytes),
         holds: machine.holds(),
         wake_at: row.wake_at.filter(|_| row.state != InstanceState::Running),
+        integrations: integrations.filter(|_| row.state == InstanceState::Running),
     }))
 }
 

@@ -2,6 +2,7 @@
 
 mod backup;
 mod instances;
+mod integrations;
 mod logs;
 mod node;
 mod pools;

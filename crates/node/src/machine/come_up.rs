@@ -99,7 +99,7 @@ impl Task {
             _ => return Err(failed("the guest's answer to Wake makes no sense")),
         }
         self.step("ready");
-        self.session = Some(session);
+        self.set_session(Some(session));
         Ok(())
     }
 

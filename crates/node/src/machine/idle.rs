@@ -122,7 +122,7 @@ impl Task {
 
     /// What its guest says of its work; nothing where something was asked of the machine meanwhile, which comes first.
     async fn ask_whether_idle(&mut self) -> Option<Result<Guest, ActError>> {
-        let link = self.session.as_ref()?.link();
+        let link = self.session()?.link();
         tokio::select! {
             answer = link.begin(&GuestRequest::WorkerStatus, "WorkerStatus", ANSWER) => {
                 Some(answer.map_err(super::task::failed).and_then(|(reply, _)| guest_says(&reply)))

@@ -176,7 +176,12 @@ pub struct View {
     pub act: Option<Intent>,
     /// What an earlier agent left is not finished or undone yet.
     pub settling: bool,
+    /// A way to talk to its guest, as long as its control session is open.
+    pub link: Option<Link>,
 }
+
+/// Every machine has a view.
+const _: () = assert!(size_of::<Option<Link>>() == size_of::<usize>());
 
 /// A machine, for everyone but its task.
 #[derive(Debug, Clone)]

@@ -112,7 +112,7 @@ impl Task {
         let grace = self.pool().await.map_or(0, |pool| pool.runtime_policy.graceful_shutdown_seconds);
         match tokio::time::timeout(STILL_LISTENS, self.open_session()).await {
             Ok(Ok(session)) => {
-                self.session = Some(session);
+                self.set_session(Some(session));
                 self.shut_down(grace).await
             }
             // It is on its way down already, or hangs.
@@ -171,7 +171,7 @@ impl Task {
     /// A machine that runs goes on running: only the agent's ends of its channels are new.
     async fn take_over(&mut self) -> Result<(), ActError> {
         self.adopt().await?;
-        self.session = Some(self.open_session().await?);
+        self.set_session(Some(self.open_session().await?));
         // A deployment that the earlier agent did not finish.
         if let Err(error) = self.refresh().await {
             tracing::warn!(instance = %self.row.id, %error, "new config and secrets did not reach the machine");

@@ -57,7 +57,7 @@ impl Task {
         let wake_at = self.finish_work(drain).await?;
         reached(KillPoint::SleepDrained);
         // Streams do not survive sleep.
-        self.session = None;
+        self.set_session(None);
         self.agent.hands.pause(self.row.id).await.map_err(failed)?;
         reached(KillPoint::SleepPaused);
         let launched = self.row.launched.as_ref().ok_or_else(|| failed("nothing is known of its launch"))?;
@@ -79,7 +79,7 @@ impl Task {
     /// # Errors
     /// It cannot, and goes on as before.
     pub(super) async fn finish_work(&self, drain: u32) -> Result<Option<u64>, ActError> {
-        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
+        let session = self.session().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::SleepPrep { drain_timeout_secs: drain };
         let within = Duration::from_secs(drain.into()) + Duration::from_secs(10);
         match session.ask(&request, "SleepPrep", within).await.map_err(failed)? {
@@ -153,12 +153,12 @@ impl Task {
 
     /// Lets a paused machine go on, and tells its guest if a sleep was given up.
     pub(super) async fn go_on(&mut self, cancelled: Option<bool>) -> Result<(), ActError> {
-        if self.session.is_none() {
+        if self.session().is_none() {
             // S6: until it has confirmed who it is when.
             self.agent.hands.set_link(self.row.id, false).await.map_err(failed)?;
         }
         self.agent.hands.go_on(self.row.id).await.map_err(failed)?;
-        if self.session.is_none() {
+        if self.session().is_none() {
             // It stood still, for as long as no agent was there maybe: it is told the time like one that woke.
             self.row.generation += 1;
             self.save(Vec::new()).await?;
@@ -167,10 +167,10 @@ impl Task {
             self.personalize(&mut guest).await?;
             // They may have changed while it stood still.
             self.update(&mut guest).await?;
-            self.session = Some(session);
+            self.set_session(Some(session));
         }
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
-        let session = self.session.as_ref().ok_or_else(|| failed("its control session is gone"))?;
+        let session = self.session().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled };
         session.ask(&request, "Wake", Duration::from_secs(30)).await.map_err(failed)?;
         Ok(())

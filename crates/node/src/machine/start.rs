@@ -141,7 +141,7 @@ impl Task {
             Err(NotWoken::Untouched(error)) => error,
         };
         tracing::warn!(instance = %self.row.address(), %error, "cold boot in place of a clone");
-        self.session = None;
+        self.set_session(None);
         self.agent.discard_vmm(&self.row).await;
         self.row.process = None;
         Cloned::No(format!("its base could not be cloned: {error}"))
@@ -218,7 +218,7 @@ impl Task {
         asker: Asker,
     ) -> Result<(), ActError> {
         tracing::warn!(instance = %self.row.address(), %why, "cold start in place of a wake");
-        self.session = None;
+        self.set_session(None);
         self.agent.discard_vmm(&self.row).await;
         self.row.snapshot = None;
         self.row.process = None;
@@ -414,7 +414,7 @@ impl Task {
 
     /// A start or wake that was begun did not reach ready.
     async fn not_running(&mut self, what: &str, error: &ActError) {
-        self.session = None;
+        self.set_session(None);
         self.admission = None;
         let console = self.agent.hands.console_tail(self.row.id).await.ok().flatten();
         self.agent.discard_vmm(&self.row).await;

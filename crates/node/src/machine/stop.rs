@@ -112,7 +112,7 @@ impl Task {
 
     /// Asks the guest to end; whether its VMM did in time.
     pub(super) async fn shut_down(&mut self, grace: u32) -> bool {
-        let Some(session) = self.session.take() else { return false };
+        let Some(session) = self.take_session() else { return false };
         let request = GuestRequest::Shutdown { grace_secs: grace };
         if let Err(error) = session.ask(&request, "Shutdown", Duration::from_secs(5)).await {
             tracing::info!(instance = %self.row.id, %error, "the guest did not take the shutdown");
@@ -124,7 +124,7 @@ impl Task {
 
     /// Whatever is left of the machine's runtime goes; whether it had a snapshot.
     pub(super) async fn end_runtime(&mut self) -> bool {
-        self.session = None;
+        self.set_session(None);
         self.admission = None;
         self.agent.discard_vmm(&self.row).await;
         self.row.process = None;

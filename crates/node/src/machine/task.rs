@@ -37,7 +37,8 @@ pub(super) struct Task {
     pub(super) row: InstanceRow,
     pub(super) ip: Ipv4Addr,
     pub(super) leases: Arc<Leases>,
-    pub(super) session: Option<Session>,
+    /// Set by [`set_session`](Self::set_session), so that others see it.
+    session: Option<Session>,
     pub(super) admission: Option<Admission>,
     pub(super) mailbox: mpsc::UnboundedReceiver<Command>,
     /// Commands that were taken out of the mailbox and are still to be done.
@@ -65,7 +66,8 @@ struct Restart {
 /// left, unless its tenant or pool is `doomed`, then takes commands.
 pub fn spawn(agent: Arc<Agent>, tenant: TenantRow, row: InstanceRow, ip: Ipv4Addr, doomed: bool) -> Machine {
     let (sender, mailbox) = mpsc::unbounded_channel();
-    let (view_sender, view) = watch::channel(View { row: row.clone(), act: row.intent, settling: true });
+    let (view_sender, view) =
+        watch::channel(View { row: row.clone(), act: row.intent, settling: true, link: None });
     if row.wake_at.is_some() {
         agent.alarms.set(row.id, row.wake_at);
     }
@@ -293,7 +295,7 @@ impl Task {
 
     /// Whoever asks waits for the guest by himself: one that does not answer must not keep its machine's task.
     fn talk(&self) -> Result<(Link, Lease), ActError> {
-        let Some(session) = &self.session else {
+        let Some(session) = self.session() else {
             return Err(ActError::Failed(format!(
                 "{} is {}: `mvm instance start {0}` makes it run",
                 self.row.address(),
@@ -328,7 +330,7 @@ impl Task {
 
     /// The VMM is gone without anyone having asked for it.
     pub(super) async fn lost(&mut self, what: String) {
-        self.session = None;
+        self.set_session(None);
         self.admission = None;
         // What failed in an act meanwhile says only that the VMM is gone.
         let found = self.agent.hands.why_ended(self.row.id).await.ok().flatten();
@@ -360,7 +362,7 @@ impl Task {
 
     /// Every minute: the guest's clock, the console's size.
     async fn tend(&mut self) {
-        let Some(session) = self.session.as_ref().filter(|_| self.row.state == InstanceState::Running) else {
+        let Some(session) = self.session().filter(|_| self.row.state == InstanceState::Running) else {
             return;
         };
         let clock = Clock { unix_nanos: now_millis() * 1_000_000 };
@@ -383,7 +385,7 @@ impl Task {
         let pool = self.pool().await?;
         let port = self.agent.port_of(&self.tenant, &self.row, self.ip, &pool);
         self.agent.hands.admit(self.agent.network_of(&self.tenant), port).await.map_err(failed)?;
-        let Some(session) = &self.session else { return Ok(false) };
+        let Some(session) = self.session() else { return Ok(false) };
         let update = self.update_message().await?;
         session.ask(&update, "Update", REFRESHED).await.map_err(failed)?;
         Ok(true)
@@ -472,13 +474,39 @@ impl Task {
         if self.view.borrow().row.wake_at != self.row.wake_at {
             self.agent.alarms.set(self.row.id, self.row.wake_at);
         }
-        self.view.send_replace(View { row: self.row.clone(), act: self.row.intent, settling: self.settling });
+        self.view.send_replace(View {
+            row: self.row.clone(),
+            act: self.row.intent,
+            settling: self.settling,
+            link: self.session().map(Session::link),
+        });
+    }
+
+    /// Its control session, where one is open.
+    pub(super) fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
+    }
+
+    /// Takes another control session in place of the one it had, which is closed; others see it at once, beside the row as it was.
+    pub(super) fn set_session(&mut self, session: Option<Session>) {
+        drop(self.take_session());
+        if let Some(session) = session {
+            self.view.send_modify(|view| view.link = Some(session.link()));
+            self.session = Some(session);
+        }
+    }
+
+    /// Takes its control session away from everyone else.
+    pub(super) fn take_session(&mut self) -> Option<Session> {
+        let session = self.session.take()?;
+        self.view.send_modify(|view| view.link = None);
+        Some(session)
     }
 
     async fn destroy(&mut self) -> Result<(), ActError> {
         self.begin(Intent::Destroy).await?;
         reached(KillPoint::DestroyBegun);
-        self.session = None;
+        self.set_session(None);
         self.admission = None;
         self.agent.discard_vmm(&self.row).await;
         reached(KillPoint::DestroyEnded);

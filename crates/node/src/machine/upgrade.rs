@@ -63,7 +63,7 @@ impl Task {
 
     /// It is not shut down after all.
     async fn go_on_with_work(&self) {
-        let Some(session) = self.session.as_ref().filter(|_| self.row.state == InstanceState::Running) else {
+        let Some(session) = self.session().filter(|_| self.row.state == InstanceState::Running) else {
             return;
         };
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled: Some(true) };

@@ -22,7 +22,7 @@ impl Task {
             tracing::info!(instance = %self.row.id, "paused with messages still in hand after {drain} s");
         }
         // A guest that stands still answers nobody.
-        self.session = None;
+        self.set_session(None);
         // S6: what it is when it goes on it has to confirm first.
         let (hands, id) = (&self.agent.hands, self.row.id);
         let paused = async {
