@@ -41,6 +41,7 @@ fn an_idle_machine_falls_asleep_by_itself_and_never_while_somebody_holds_it() {
     wait_until(&lab, "sleeping");
     assert!(woken.elapsed() >= Duration::from_secs(10), "asleep after {:?}", woken.elapsed());
     assert_eq!(lab.events("alice", "TransitionDeferred").len(), 1);
+    assert_eq!(lab.json(&["node", "stats"])["minimums"]["deferred"], 1);
 
     // Never is never; and what is changed holds for one that runs.
     lab.mvm(&["pool", "update", POOL, "--sleep-after-seconds", "0", "--min-running-seconds", "0"]);
@@ -51,6 +52,46 @@ fn an_idle_machine_falls_asleep_by_itself_and_never_while_somebody_holds_it() {
     wait_until(&lab, "sleeping");
     assert_eq!(lab.events("alice", "SleepCancelled").len(), 0);
     assert_tidy(&lab);
+}
+
+#[test]
+fn a_person_need_not_wait_for_a_minimum_runtime_which_is_said_and_counted() {
+    let lab = Lab::new();
+    deploy(&lab, "runtime_policy = { min_running_seconds = 3600, min_warm_seconds = 1800 }");
+    for act in ["warm", "sleep", "wake", "sleep", "wake", "stop"] {
+        lab.mvm(&["instance", act, POOL]);
+    }
+    let told: Vec<(String, String)> = lab
+        .events("alice", "MinRuntimeOverridden")
+        .iter()
+        .map(|event| {
+            let words: Vec<&str> = event["detail"].as_str().unwrap().split(' ').collect();
+            let [done @ .., "after", seconds, "s", state, "its", "pool", "wants", least] = &words[..] else {
+                panic!("{event}");
+            };
+            // A warm machine is judged by how long it was warm.
+            assert!(seconds.parse::<u64>().unwrap() < 600, "{event}");
+            (done.join(" "), format!("{state} {least}"))
+        })
+        .collect();
+    let told: Vec<(&str, &str)> = told.iter().map(|(done, of)| (done.as_str(), of.as_str())).collect();
+    let running = "running; 3600";
+    let expected = [
+        ("paused", running),
+        ("put to sleep", "warm; 1800"),
+        ("put to sleep", running),
+        ("stopped", running),
+    ];
+    assert_eq!(told, expected);
+    let counted = || lab.json(&["node", "stats"])["minimums"].clone();
+    assert_eq!(counted(), serde_json::json!({ "deferred": 0, "overridden": 4 }));
+
+    // Where there is none, nothing is overridden.
+    lab.mvm(&["pool", "update", POOL, "--min-running-seconds", "0", "--min-warm-seconds", "0"]);
+    for act in ["start", "warm", "sleep", "wake", "stop"] {
+        lab.mvm(&["instance", act, POOL]);
+    }
+    assert_eq!(counted()["overridden"], 4);
 }
 
 /// Has it be as if its workload had named a time when it fell asleep, while no agent runs.

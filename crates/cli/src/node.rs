@@ -2,7 +2,8 @@
 
 use clap::Subcommand;
 use mvm_protocol::api::{
-    AgentStats, Damaged, Folder, NodeDisk, NodeInfo, NodeStats, ScrubReport, StartStats, TenantDisk,
+    AgentStats, Damaged, Folder, MinimumStats, NodeDisk, NodeInfo, NodeStats, ScrubReport, StartStats,
+    TenantDisk,
 };
 
 use crate::clock;
@@ -121,6 +122,7 @@ fn stats(stats: &NodeStats) -> String {
             )),
         ),
         ("instances", Some(by_state(&stats.instances))),
+        ("minimum runtime", minimums(stats.minimums)),
     ]);
     if stats.starts.is_empty() {
         return host;
@@ -133,6 +135,11 @@ fn stats(stats: &NodeStats) -> String {
     });
     let headings = ["STARTED BY", "COUNT", "CONFIRMED", "P95", "READY", "P95"];
     format!("{host}\n\n{}", table(headings, rows, ""))
+}
+
+/// Where it never made a difference, nothing.
+fn minimums(MinimumStats { deferred, overridden }: MinimumStats) -> Option<String> {
+    (deferred + overridden > 0).then(|| format!("{deferred} deferred, {overridden} overridden"))
 }
 
 fn disk(disk: &NodeDisk) -> String {
@@ -217,6 +224,7 @@ alice   2          5.00 MiB    1.00 MiB   6.00 MiB";
                 uptime_seconds: 7200,
             },
             instances: [("running".to_owned(), 2)].into(),
+            minimums: MinimumStats::default(),
             starts: Vec::new(),
         };
         let expected = "\
@@ -235,5 +243,8 @@ instances  2 running";
 STARTED BY  COUNT  CONFIRMED  P95    READY  P95
 wake        2      40 ms      80 ms  90 ms  180 ms";
         assert_eq!(stats(&all), format!("{expected}\n{table}"));
+        all.minimums = MinimumStats { deferred: 3, overridden: 1 };
+        let line = "minimum runtime  3 deferred, 1 overridden";
+        assert!(stats(&all).lines().any(|shown| shown == line), "{}", stats(&all));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Role;
+use crate::{InstanceState, Operation, Role};
 
 /// What follows when a machine failed, per pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +68,19 @@ pub struct RuntimePolicy {
     pub graceful_shutdown_seconds: u32,
 }
 
+impl RuntimePolicy {
+    /// For how many seconds at least a machine is in a state before policy does this with it; 0 where it need not wait.
+    pub const fn least(&self, state: InstanceState, operation: Operation) -> u32 {
+        match (state, operation) {
+            (InstanceState::Running, Operation::Warm | Operation::Sleep | Operation::Stop) => {
+                self.min_running_seconds
+            }
+            (InstanceState::Warm, Operation::Sleep) => self.min_warm_seconds,
+            _ => 0,
+        }
+    }
+}
+
 impl Default for RuntimePolicy {
     fn default() -> Self {
         Self {
@@ -88,5 +101,17 @@ mod tests {
         let waits: Vec<u64> = (0..10).map(|n| RestartPolicy::backoff(n).as_secs()).collect();
         assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
         assert_eq!(RestartPolicy::backoff(u32::MAX), RestartPolicy::MAX_BACKOFF);
+    }
+
+    #[test]
+    fn a_minimum_guards_what_it_is_the_minimum_of_and_a_stop_only_where_it_runs() {
+        let policy =
+            RuntimePolicy { min_running_seconds: 60, min_warm_seconds: 30, ..RuntimePolicy::default() };
+        let of =
+            |state| [Operation::Warm, Operation::Sleep, Operation::Stop].map(|act| policy.least(state, act));
+        assert_eq!(of(InstanceState::Running), [60, 60, 60]);
+        assert_eq!(of(InstanceState::Warm), [0, 30, 0]);
+        assert_eq!(of(InstanceState::Sleeping), [0, 0, 0]);
+        assert_eq!(policy.least(InstanceState::Running, Operation::Fail), 0);
     }
 }

@@ -81,6 +81,8 @@ pub struct Agent {
     pub bases: crate::bases::Makers,
     /// Who wants VMMs that are started ahead.
     pub demand: crate::spares::Demand,
+    /// How often a minimum runtime made a difference.
+    pub minimums: crate::policy::Minimums,
     /// When machines are woken for what they plan.
     pub alarms: crate::alarms::Alarms,
     /// One change of what is wanted at a time.
@@ -110,6 +112,7 @@ impl Agent {
             idle_sleeps: Semaphore::new(boots),
             bases: crate::bases::Makers::default(),
             demand: crate::spares::Demand::default(),
+            minimums: crate::policy::Minimums::default(),
             alarms: crate::alarms::Alarms::default(),
             changing: tokio::sync::Mutex::new(()),
             stopping: tokio_util::sync::CancellationToken::new(),

@@ -3,7 +3,46 @@
 //! A machine sleeps once it has been idle for as long as its pool says: since it runs, since nobody holds it, and since its
 //! guest last had work. Only a machine with no act in progress is asked about.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use mvm_model::{InstanceState, Role};
+use mvm_protocol::api::MinimumStats;
+
+use crate::store::Audit;
+
+/// What the audit log says of a sleep that waits for a minimum runtime, once a run.
+pub const DEFERRED: &str = "TransitionDeferred";
+/// What it says of an act for a person that did not wait for one.
+pub const OVERRIDDEN: &str = "MinRuntimeOverridden";
+
+/// How often a minimum runtime made a difference since the agent's start.
+#[derive(Debug, Default)]
+pub struct Minimums {
+    deferred: AtomicU64,
+    overridden: AtomicU64,
+}
+
+impl Minimums {
+    /// Counts what was audited.
+    pub fn add(&self, more: MinimumStats) {
+        self.deferred.fetch_add(more.deferred, Ordering::Relaxed);
+        self.overridden.fetch_add(more.overridden, Ordering::Relaxed);
+    }
+
+    /// All so far.
+    pub fn so_far(&self) -> MinimumStats {
+        MinimumStats {
+            deferred: self.deferred.load(Ordering::Relaxed),
+            overridden: self.overridden.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// How many of these entries are about a minimum runtime.
+pub fn among(audits: &[Audit]) -> MinimumStats {
+    let of = |kind| audits.iter().filter(|audit| audit.kind == kind).count() as u64;
+    MinimumStats { deferred: of(DEFERRED), overridden: of(OVERRIDDEN) }
+}
 
 /// What is known of a machine. Times are in milliseconds since 1970; one in the future counts as now.
 #[derive(Debug, Clone, Copy)]

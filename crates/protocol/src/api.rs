@@ -70,8 +70,8 @@ pub use status::{
     Wakes,
 };
 pub use usage::{
-    AgentStats, Folder, InstanceStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats, TenantDisk,
-    VmmStats,
+    AgentStats, Folder, InstanceStats, MinimumStats, NodeDisk, NodeInfo, NodeStats, Spread, StartStats,
+    TenantDisk, VmmStats,
 };
 
 pub use users::{UserLink, UserSummary, Worker};

@@ -5,14 +5,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mvm_model::{InstanceState, PoolSpec};
+use mvm_model::{InstanceState, Operation, PoolSpec, RuntimePolicy};
 use mvm_protocol::control::{GuestReply, GuestRequest, WorkerStatus};
 
 use super::come_up::ANSWER;
 use super::task::Task;
 use super::{ActError, Asker};
-use crate::policy::{Facts, Guest, Verdict};
-use crate::store::{Audit, now_millis};
+use crate::policy::{DEFERRED, Facts, Guest, OVERRIDDEN, Verdict};
+use crate::store::{Audit, now_millis, now_secs};
 
 /// After coming up: whoever waits for the machine has been answered by then.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -155,7 +155,28 @@ impl Task {
         }
         let least = pool.runtime_policy.min_running_seconds;
         let detail = format!("sleep: it is idle, and runs for {least} s at least");
-        self.save_or_log(vec![Audit::new(self.row.address(), "TransitionDeferred", detail)]).await;
+        self.save_or_log(vec![Audit::new(self.row.address(), DEFERRED, detail)]).await;
+    }
+
+    /// What is said of an act of his that is done although its pool wants the machine to stay for longer as it is.
+    pub(super) fn overridden(
+        &self,
+        asker: Asker,
+        operation: Operation,
+        policy: &RuntimePolicy,
+    ) -> Option<Audit> {
+        let least = policy.least(self.row.state, operation);
+        let stayed = now_secs().saturating_sub(self.row.since);
+        if asker != Asker::Person || stayed >= least.into() {
+            return None;
+        }
+        let done = match operation {
+            Operation::Sleep => "put to sleep",
+            Operation::Warm => "paused",
+            _ => "stopped",
+        };
+        let detail = format!("{done} after {stayed} s {}; its pool wants {least}", self.row.state);
+        Some(Audit::new(self.row.address(), OVERRIDDEN, detail))
     }
 }
 

@@ -70,7 +70,7 @@ impl Task {
             Err(error) => Audit::new(self.row.address(), "RestoreFailed", error.to_string()),
         };
         if self.row.state.after(Operation::Stop).is_ok() {
-            self.settle(Operation::Stop, audit).await;
+            self.settle(Operation::Stop, vec![audit]).await;
         } else {
             self.row.intent = None;
             self.save(vec![audit]).await?;

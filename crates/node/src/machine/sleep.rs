@@ -22,13 +22,15 @@ impl Task {
         }
         self.row.state.after(Operation::Sleep)?;
         let pool = self.pool().await?;
+        // Policy does not come so far; a person may.
+        let overridden = self.overridden(asker, Operation::Sleep, &pool.runtime_policy);
         if self.row.state == InstanceState::Warm {
             // Its guest has to drain, and for that to run.
             self.resume(asker).await?;
         }
         self.begin(Intent::Sleep).await?;
         reached(KillPoint::SleepBegun);
-        match self.sleep_until_commit(&pool, asker).await {
+        match self.sleep_until_commit(&pool, asker, overridden).await {
             Ok(()) => {
                 reached(KillPoint::SleepCommitted);
                 self.end_vmm_after_sleep(asker).await;
@@ -43,7 +45,12 @@ impl Task {
     }
 
     /// Everything that can still be taken back.
-    async fn sleep_until_commit(&mut self, pool: &PoolSpec, asker: Asker) -> Result<(), ActError> {
+    async fn sleep_until_commit(
+        &mut self,
+        pool: &PoolSpec,
+        asker: Asker,
+        overridden: Option<Audit>,
+    ) -> Result<(), ActError> {
         let drain = pool.runtime_policy.drain_timeout_seconds;
         if asker == Asker::Policy && self.leases.count() > 0 {
             return Err(failed("somebody holds it again"));
@@ -71,7 +78,7 @@ impl Task {
         self.row.snapshot =
             Some(self.agent.hands.snapshot(facts, pool.snapshot_compression).await.map_err(failed)?);
         reached(KillPoint::SleepWritten);
-        self.commit_sleeping(asker, wake_at, pool).await
+        self.commit_sleeping(asker, wake_at, overridden).await
     }
 
     /// Has the guest finish what it has in hand and begin nothing new, for so many seconds at most; when it wants to be woken.
@@ -96,16 +103,9 @@ impl Task {
         &mut self,
         asker: Asker,
         wake_at: Option<u64>,
-        pool: &PoolSpec,
+        overridden: Option<Audit>,
     ) -> Result<(), ActError> {
         let before = self.row.clone();
-        let ran = crate::store::now_secs().saturating_sub(before.since);
-        let least = pool.runtime_policy.min_running_seconds;
-        // Policy does not come so far; a person may.
-        let overridden = (asker == Asker::Person && ran < least.into()).then(|| {
-            let detail = format!("put to sleep after {ran} s; its pool wants {least}");
-            Audit::new(before.address(), "MinRuntimeOverridden", detail)
-        });
         let bytes = self.row.snapshot.as_ref().map_or(0, |snapshot| snapshot.bytes);
         self.row.state = self.row.state.after(Operation::Sleep)?;
         self.row.since = crate::store::now_secs();

@@ -409,7 +409,7 @@ impl Task {
         if self.row.goal == Some(Goal::Running) {
             self.row.goal = None;
         }
-        self.settle(operation, Audit::new(self.row.address(), kind, came_up.to_string())).await;
+        self.settle(operation, vec![Audit::new(self.row.address(), kind, came_up.to_string())]).await;
     }
 
     /// A start or wake that was begun did not reach ready.
@@ -428,7 +428,7 @@ impl Task {
             None => format!("{what}: {error}"),
         };
         self.row.reason = Some(reason.clone());
-        self.settle(Operation::Fail, Audit::new(self.row.address(), "InstanceFailed", reason)).await;
+        self.settle(Operation::Fail, vec![Audit::new(self.row.address(), "InstanceFailed", reason)]).await;
     }
 }
 

@@ -20,12 +20,14 @@ impl Task {
             return self.give_up_goal().await;
         }
         self.row.state.after(Operation::Stop)?;
+        let policy = self.pool().await?.runtime_policy;
+        let overridden = self.overridden(Asker::Person, Operation::Stop, &policy);
         self.rouse().await;
-        let grace = self.pool().await?.runtime_policy.graceful_shutdown_seconds;
         self.row.goal = None;
-        self.begin(Intent::Stop).await?;
+        // A stop that has begun is not taken back.
+        self.begin_saying(Intent::Stop, overridden.into_iter().collect()).await?;
         reached(KillPoint::StopBegun);
-        let orderly = self.row.state.has_vmm() && self.shut_down(grace).await;
+        let orderly = self.row.state.has_vmm() && self.shut_down(policy.graceful_shutdown_seconds).await;
         reached(KillPoint::StopShutDown);
         self.finish_stop(orderly).await;
         Ok(Outcome::Done)
@@ -142,7 +144,7 @@ impl Task {
             (false, false) => "its VMM was ended",
         };
         self.row.reason = None;
-        self.settle(Operation::Stop, Audit::new(self.row.address(), "InstanceStopped", detail)).await;
+        self.settle(Operation::Stop, vec![Audit::new(self.row.address(), "InstanceStopped", detail)]).await;
     }
 }
 

@@ -16,6 +16,7 @@ use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
 use crate::destroy::want_no_more;
 use crate::kill_point::{KillPoint, reached};
+use crate::policy;
 use crate::session::{Link, Session};
 use crate::store::{
     Audit, Goal, InstanceRow, Intent, Place, TenantRow, now_millis, now_secs, remove_instance,
@@ -343,7 +344,7 @@ impl Task {
         self.row.process = None;
         let audit = Audit::new(self.row.address(), "InstanceFailed", reason.clone());
         self.row.reason = Some(reason);
-        self.settle(Operation::VmmEnded, audit).await;
+        self.settle(Operation::VmmEnded, vec![audit]).await;
         self.schedule_restart().await;
     }
 
@@ -413,15 +414,20 @@ impl Task {
 
     /// Notes durably that an act begins.
     pub(super) async fn begin(&mut self, intent: Intent) -> Result<(), ActError> {
+        self.begin_saying(intent, Vec::new()).await
+    }
+
+    /// The same where there is something to say about it already.
+    pub(super) async fn begin_saying(&mut self, intent: Intent, audits: Vec<Audit>) -> Result<(), ActError> {
         self.row.intent = Some(intent);
-        self.save(Vec::new()).await.inspect_err(|_| self.row.intent = None)
+        self.save(audits).await.inspect_err(|_| self.row.intent = None)
     }
 
     /// Ends an act: the new state, what is said about it, and no intent any more.
     ///
     /// The table decides; that it has the change was asked before the act began, so a refusal here is a defect, which is
     /// logged and leaves the state as it was.
-    pub(super) async fn settle(&mut self, operation: Operation, audit: Audit) {
+    pub(super) async fn settle(&mut self, operation: Operation, audits: Vec<Audit>) {
         match self.row.state.after(operation) {
             Ok(state) => {
                 self.row.state = state;
@@ -437,7 +443,7 @@ impl Task {
             }
         }
         self.row.intent = None;
-        self.save_or_log(vec![audit]).await;
+        self.save_or_log(audits).await;
     }
 
     /// As [`save`](Self::save), where what has been done stays so whether it can be stored or not.
@@ -449,7 +455,9 @@ impl Task {
 
     /// Commits the row and what is said about it, in one transaction.
     pub(super) async fn save(&mut self, audits: Vec<Audit>) -> Result<(), ActError> {
+        let minimums = policy::among(&audits);
         self.commit(audits).await?;
+        self.agent.minimums.add(minimums);
         self.show();
         Ok(())
     }

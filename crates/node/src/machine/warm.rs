@@ -14,10 +14,12 @@ impl Task {
             return Ok(Outcome::Already);
         }
         self.row.state.after(Operation::Warm)?;
-        let drain = self.pool().await?.runtime_policy.drain_timeout_seconds;
+        let policy = self.pool().await?.runtime_policy;
+        let overridden = self.overridden(asker, Operation::Warm, &policy);
         self.begin(Intent::Warm).await?;
         reached(KillPoint::WarmBegun);
         // Messages in hand are finished first, as before a sleep; who only waits lets go when it is told of the act.
+        let drain = policy.drain_timeout_seconds;
         if !self.leases.none_within(drain).await {
             tracing::info!(instance = %self.row.id, "paused with messages still in hand after {drain} s");
         }
@@ -36,7 +38,8 @@ impl Task {
         }
         reached(KillPoint::WarmPaused);
         let detail = format!("paused for {}", asker.as_str());
-        self.settle(Operation::Warm, Audit::new(self.row.address(), "InstanceWarm", detail)).await;
+        let audit = Audit::new(self.row.address(), "InstanceWarm", detail);
+        self.settle(Operation::Warm, overridden.into_iter().chain([audit]).collect()).await;
         Ok(Outcome::Done)
     }
 
@@ -48,7 +51,7 @@ impl Task {
         match self.go_on(None).await {
             Ok(()) => {
                 let audit = Audit::new(self.row.address(), "InstanceResumed", asker.purpose());
-                self.settle(Operation::Resume, audit).await;
+                self.settle(Operation::Resume, vec![audit]).await;
                 Ok(())
             }
             Err(error) => {

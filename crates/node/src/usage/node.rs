@@ -65,6 +65,7 @@ pub async fn node_stats(agent: &Agent) -> Result<NodeStats, ApiError> {
             uptime_seconds: store::now_secs().saturating_sub(agent.started_at),
         },
         instances: count_states(&all),
+        minimums: agent.minimums.so_far(),
         starts: starts(
             rows.iter()
                 .filter(|row| came_up(row, agent.started_at))

@@ -97,8 +97,20 @@ pub struct NodeStats {
     pub agent: AgentStats,
     /// Instances by state.
     pub instances: BTreeMap<String, usize>,
+    /// How often a minimum runtime of a pool made a difference since the agent's start.
+    pub minimums: MinimumStats,
     /// The last start of each machine that runs and came to run since the agent's start, by how it did.
     pub starts: Vec<StartStats>,
+}
+
+/// How often a minimum runtime made a difference; the audit log has each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MinimumStats {
+    /// A machine that would have been put to sleep had to run for longer: once a run (`TransitionDeferred`).
+    pub deferred: u64,
+    /// A person had one stopped, paused or put to sleep before its time was over (`MinRuntimeOverridden`).
+    pub overridden: u64,
 }
 
 /// What all VMMs take together.
