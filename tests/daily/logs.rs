@@ -24,15 +24,34 @@ name = "two"
 command = ["/bin/sh", "-c", "echo two begins; [ -p /run/two ] || mkfifo /run/two; exec cat <>/run/two"]
 "#;
 
+/// One that takes long to be ready once it is told to.
+const SLOW: &str = r#"
+[image]
+name = "slow"
+base = "minimal"
+
+[[services]]
+name = "slow"
+command = ["/bin/sh", "-c", "echo begins; [ -e /data/slow ] && sleep 40; touch /run/ready; echo ready; exec sleep infinity"]
+[services.ready]
+command = ["/bin/sh", "-c", "[ -e /run/ready ]"]
+timeout_seconds = 240
+"#;
+
 fn lab() -> Lab {
+    let lab = lab_of(RECIPE);
+    // They run when the machine is ready, and write in their own time.
+    lab.exec(POOL, &["sh", "-c", "until [ -p /run/one -a -p /run/two ]; do sleep 0.1; done"]);
+    lab
+}
+
+fn lab_of(recipe: &str) -> Lab {
     let lab = Lab::new();
     let lock = std::fs::read_to_string(checkout().join("images/minimal/image.lock")).unwrap();
     lab.file("talkers/image.lock", &lock);
-    let recipe = lab.file("talkers/image.toml", RECIPE);
+    let recipe = lab.file("talkers/image.toml", recipe);
     let image = format!("image = \"{}\"", recipe.parent().unwrap().display());
     lab.deploy(&MANIFEST.replace("image = \"minimal\"", &image));
-    // They run when the machine is ready, and write in their own time.
-    lab.exec(POOL, &["sh", "-c", "until [ -p /run/one -a -p /run/two ]; do sleep 0.1; done"]);
     lab
 }
 
@@ -162,6 +181,34 @@ fn a_log_is_followed_over_restarts_sleeps_and_starts_and_wakes_nobody() {
     lab.mvm(&["tenant", "destroy", "alice", "--force"]);
     assert!(gone.next_told().ends_with(" is gone"));
     assert!(gone.command.wait().unwrap().success());
+}
+
+#[test]
+fn what_services_say_is_shown_while_their_machine_starts() {
+    let lab = lab_of(SLOW);
+    lab.exec(POOL, &["touch", "/data/slow"]);
+    lab.mvm(&["instance", "stop", POOL]);
+    let follower = Follower::new(&lab, &[]);
+    assert!(follower.next_told().ends_with("is stopped: its logs go on when it runs"));
+    let mut starting = lab.mvm_beside(&["instance", "start", POOL]);
+    let lines = [follower.next(), follower.next()];
+    assert_eq!(lines, ["==> slow <==", "begins"]);
+    assert_eq!(
+        (logs(&lab, &[]), logs(&lab, &["-s", "slow"])),
+        ("==> slow <==\nbegins\n".into(), "begins\n".into())
+    );
+    assert_eq!(lab.info(POOL)["act"], "starting");
+    assert_eq!(starting.try_wait().unwrap(), None, "it starts still");
+    assert_eq!(follower.next(), "ready");
+    assert!(starting.wait().unwrap().success());
+
+    // Whoever asks before its guest can be asked waits for no longer than that.
+    lab.mvm(&["instance", "stop", POOL]);
+    let mut starting = lab.mvm_beside(&["instance", "start", POOL]);
+    lab.wait_for("a start", || lab.info(POOL)["act"] == "starting");
+    lab.wait_for("what it says", || logs(&lab, &["-s", "slow"]) == "begins\n");
+    assert_eq!(starting.try_wait().unwrap(), None, "it starts still");
+    assert!(starting.wait().unwrap().success());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Logs: what a machine's services wrote, and its console. Reading them never wakes a machine.
+//! Logs: what a machine's services wrote, and its console. Reading them never wakes a machine, and waits for no act on one whose
+//! guest can be asked: of one whose services take long to start they are wanted most.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,15 +15,15 @@ use hyper_util::rt::TokioIo;
 use mvm_model::InstanceState;
 use mvm_protocol::Stream;
 use mvm_protocol::api::{ErrorCode, LogsRequest};
-use mvm_protocol::control::{GuestRequest, LogPlace, LogPosition};
+use mvm_protocol::control::{GuestReply, GuestRequest, LogPlace, LogPosition};
 use mvm_protocol::record::{self, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, WriteHalf};
 
 use super::instances::{Address, find};
-use super::streams::{begin, upgraded, upgrading};
+use super::streams::{BEGIN, upgraded, upgrading};
 use super::{Failure, Shared, fault};
 use crate::agent::Agent;
-use crate::machine::{Lease, Machine};
+use crate::machine::Machine;
 use crate::store::now_millis;
 
 /// How often it is looked whether a console has grown.
@@ -45,10 +46,6 @@ pub async fn show(
 ) -> Result<Response, Failure> {
     let machine = find(&agent, &t, &p, &i).await?;
     let (wanted, upgrade) = upgrading::<LogsRequest>(request).await?;
-    if !wanted.console {
-        // The console is the host's: whoever wants to see an act on it does not wait for its end.
-        machine.settled().await?;
-    }
     let source = choose(&machine, &wanted).await?;
     tokio::spawn(async move {
         let Ok(client) = upgrade.await else { return };
@@ -56,9 +53,7 @@ pub async fn show(
         let mut reader = Reader { client: to_client, after: BTreeMap::new(), last: None, in_line: false };
         let shown = async {
             let code = match source {
-                Source::Guest(stream, lease) => {
-                    services(&machine, &wanted, Some((stream, lease)), &mut reader).await?
-                }
+                Source::Guest(stream) => services(&machine, &wanted, Some(stream), &mut reader).await?,
                 Source::Later => services(&machine, &wanted, None, &mut reader).await?,
                 Source::Console => console(&agent, &machine, &wanted, &mut reader).await?,
             };
@@ -78,7 +73,7 @@ pub async fn show(
 /// Where a log comes from.
 enum Source {
     /// The guest, which keeps what its services write in its memory.
-    Guest(Stream, Lease),
+    Guest(Stream),
     /// The guest, when it runs.
     Later,
     /// The host.
@@ -86,14 +81,15 @@ enum Source {
 }
 
 async fn choose(machine: &Machine, wanted: &LogsRequest) -> Result<Source, Failure> {
+    if wanted.console {
+        return Ok(Source::Console);
+    }
+    if let Some(stream) = ask(machine, &first(wanted)).await? {
+        return Ok(Source::Guest(stream));
+    }
     let state = machine.state();
     let address = machine.view().row.address();
     match state {
-        _ if wanted.console => Ok(Source::Console),
-        InstanceState::Running => {
-            let (stream, lease) = begin(machine, first(wanted), "Logs").await?;
-            Ok(Source::Guest(stream, lease))
-        }
         _ if wanted.follow => Ok(Source::Later),
         InstanceState::Sleeping | InstanceState::Warm => {
             let message = format!(
@@ -110,6 +106,21 @@ async fn choose(machine: &Machine, wanted: &LogsRequest) -> Result<Source, Failu
             Err(fault(ErrorCode::Refused, message))
         }
         _ => Ok(Source::Console),
+    }
+}
+
+/// Asks its guest for logs as soon as that can be asked; nothing comes of it where it cannot once all acts have ended.
+async fn ask(machine: &Machine, request: &GuestRequest) -> Result<Option<Stream>, Failure> {
+    loop {
+        let Some(link) = machine.link().await? else { return Ok(None) };
+        // Whoever only watches does not keep it awake, and does not have a session opened anew that an act may need.
+        match link.try_begin(request, "Logs", BEGIN).await {
+            Ok((GuestReply::Started, stream)) => return Ok(Some(stream)),
+            Ok(_) => return Err(fault(ErrorCode::Failed, "the guest's answer to Logs makes no sense")),
+            // It closes its session, or has not come to its services yet.
+            Err(_) if machine.view().act.is_some() => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(fault(ErrorCode::Failed, error)),
+        }
     }
 }
 
@@ -205,7 +216,7 @@ impl<W: AsyncWrite + Unpin> Reader<W> {
 async fn services(
     machine: &Machine,
     wanted: &LogsRequest,
-    mut stream: Option<(Stream, Lease)>,
+    mut stream: Option<Stream>,
     reader: &mut Reader,
 ) -> io::Result<i32> {
     let with_titles = wanted.service.is_none();
@@ -213,9 +224,7 @@ async fn services(
     let (began, mut has_begun) = (now_millis(), stream.is_some());
     let mut attempts = 0;
     loop {
-        if let Some((stream, lease)) = stream.take() {
-            // Whoever only watches does not keep it awake.
-            drop(lease);
+        if let Some(stream) = stream.take() {
             match reader.pass(stream, with_titles).await? {
                 Stopped::AllSent => return Ok(0),
                 Stopped::Broken if !wanted.follow => {
@@ -228,23 +237,27 @@ async fn services(
                 Stopped::Broken => tokio::time::sleep(PAUSE).await,
             }
         }
-        let gone = machine.settled().await.is_err() || {
-            let state = machine.state();
-            state != InstanceState::Running && {
+        let gone = match machine.link().await {
+            Ok(Some(_)) => false,
+            Ok(None) => {
+                let state = machine.state();
                 reader.say(&format!("{address} is {state}: its logs go on when it runs")).await?;
-                machine.running().await.is_err()
+                machine.reachable().await.is_err()
             }
+            Err(_) => true,
         };
         if gone {
             reader.say(&format!("{address} is gone")).await?;
             return Ok(0);
         }
         let request = if has_begun { further(wanted, began, reader.after.clone()) } else { first(wanted) };
-        match begin(machine, request, "Logs").await {
-            Ok(begun) => {
+        match ask(machine, &request).await {
+            Ok(Some(begun)) => {
                 (attempts, has_begun) = (0, true);
                 stream = Some(begun);
             }
+            // It has just gone to sleep, say.
+            Ok(None) => continue,
             Err(Failure(error)) if attempts == ATTEMPTS => {
                 reader.say(&error.message).await?;
                 return Ok(1);

@@ -23,14 +23,14 @@ use super::{Failure, Shared, fault};
 use crate::machine::{Asker, Lease, Machine};
 
 /// How long a guest may take to begin with something, on a busy host.
-const BEGIN: Duration = Duration::from_secs(20);
+pub(super) const BEGIN: Duration = Duration::from_secs(20);
 /// How long a guest may say nothing when its client is gone.
 const GUEST_ALONE: Duration = Duration::from_secs(30);
 /// How many bytes are carried at once.
 const PIECE: usize = 64 * 1024;
 
 /// Asks a guest for something that goes on with records.
-pub(super) async fn begin(
+async fn begin(
     machine: &Machine,
     request: GuestRequest,
     name: &'static str,

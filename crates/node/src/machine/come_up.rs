@@ -90,6 +90,8 @@ impl Task {
         self.step("updated");
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         self.step("link up");
+        // Whoever wants to see what its services say need not wait until they are ready.
+        self.set_session(Some(session));
         let limit = READY + self.start_limit().await?;
         match guest.hear("Wake", limit).await.map_err(failed)? {
             GuestReply::WakeAck { success: true, .. } => {}
@@ -99,7 +101,6 @@ impl Task {
             _ => return Err(failed("the guest's answer to Wake makes no sense")),
         }
         self.step("ready");
-        self.set_session(Some(session));
         Ok(())
     }
 

@@ -369,6 +369,36 @@ impl Machine {
         self.ask(|reply| Command::Session { reply }).await
     }
 
+    /// A way to talk to its guest without having a say in what is done to it: as soon as there is one, in the middle of an act too.
+    /// None where there is none when everything that was asked of it before is done.
+    ///
+    /// # Errors
+    /// [`ActError::Gone`].
+    pub async fn link(&self) -> Result<Option<Link>, ActError> {
+        let now = || self.view.borrow().link.clone();
+        if let Some(link) = now() {
+            return Ok(Some(link));
+        }
+        tokio::select! {
+            reachable = self.reachable() => reachable?,
+            settled = self.settled() => settled?,
+        }
+        Ok(now())
+    }
+
+    /// Resolves when there is a way to talk to its guest.
+    ///
+    /// # Errors
+    /// [`ActError::Gone`] where it is destroyed before.
+    pub async fn reachable(&self) -> Result<(), ActError> {
+        let mut view = self.view.clone();
+        let ended = |view: &View| view.link.is_some() || view.row.state == InstanceState::Destroyed;
+        match view.wait_for(ended).await {
+            Ok(view) if view.link.is_some() => Ok(()),
+            _ => Err(ActError::Gone),
+        }
+    }
+
     /// Resolves when everything that was asked of it before is done.
     ///
     /// # Errors
@@ -422,19 +452,6 @@ impl Machine {
         };
         // A task that is gone has taken its machine along.
         let _ = view.wait_for(lost).await;
-    }
-
-    /// Resolves when it runs.
-    ///
-    /// # Errors
-    /// [`ActError::Gone`] where it is destroyed before.
-    pub async fn running(&self) -> Result<(), ActError> {
-        let mut view = self.view.clone();
-        let ended = |view: &View| matches!(view.row.state, InstanceState::Running | InstanceState::Destroyed);
-        match view.wait_for(ended).await {
-            Ok(view) if view.row.state == InstanceState::Running => Ok(()),
-            _ => Err(ActError::Gone),
-        }
     }
 
     /// How much longer it runs, told as it changes.
