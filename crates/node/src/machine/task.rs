@@ -1,5 +1,8 @@
 //! The task that owns one machine: its row, its session, and one act at a time.
 
+mod restart;
+mod row;
+
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -16,11 +19,9 @@ use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
 use crate::destroy::want_no_more;
 use crate::kill_point::{KillPoint, reached};
-use crate::policy;
 use crate::session::{Link, Session};
-use crate::store::{
-    Audit, Goal, InstanceRow, Intent, Place, TenantRow, now_millis, now_secs, remove_instance,
-};
+use crate::store::{Audit, Goal, InstanceRow, Intent, Place, TenantRow, now_millis, remove_instance};
+use restart::Restart;
 
 /// How often a running guest's clock is set straight.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -28,8 +29,6 @@ const CLOCK_EVERY: Duration = Duration::from_secs(60);
 const CLOCK_WITHIN: Duration = Duration::from_secs(20);
 /// How long a guest may take to switch to new config and secrets.
 const REFRESHED: Duration = Duration::from_secs(20);
-/// A machine that ran for so long has recovered: its next restart comes at once again.
-const STEADY: Duration = Duration::from_secs(60);
 
 /// Owns one machine.
 pub(super) struct Task {
@@ -53,14 +52,6 @@ pub(super) struct Task {
     pub(super) idle: Option<Box<Idle>>,
     /// Files of a consumed snapshot are to be removed when whoever waits for the wake has been answered.
     pub(super) discard_later: bool,
-}
-
-/// When a failed machine is started again.
-#[derive(Debug, Default)]
-struct Restart {
-    at: Option<Instant>,
-    attempts: u32,
-    running_since: Option<Instant>,
 }
 
 /// Starts the task of an instance and gives the handle to it. The task first finishes or undoes what an earlier agent
@@ -253,15 +244,6 @@ impl Task {
         result
     }
 
-    /// For the restart policy: how an attempt to run went.
-    pub(super) async fn keep_books(&mut self, attempt: &Result<(), ActError>) {
-        match attempt {
-            Ok(()) => self.restart.running_since = Some(Instant::now()),
-            Err(_) if self.row.state == InstanceState::Failed => self.schedule_restart().await,
-            Err(_) => {}
-        }
-    }
-
     async fn hold(&mut self) -> Result<Lease, ActError> {
         if self.row.state != InstanceState::Running {
             self.admit_message().await?;
@@ -348,19 +330,6 @@ impl Task {
         self.schedule_restart().await;
     }
 
-    /// Where its pool wants failed machines back.
-    pub(super) async fn schedule_restart(&mut self) {
-        let on_failure = matches!(self.pool().await, Ok(pool) if pool.restart == RestartPolicy::OnFailure);
-        if !on_failure {
-            return;
-        }
-        if self.restart.running_since.take().is_some_and(|since| since.elapsed() >= STEADY) {
-            self.restart.attempts = 0;
-        }
-        let wait = RestartPolicy::backoff(self.restart.attempts);
-        self.restart.at = Some(Instant::now() + wait);
-    }
-
     /// Every minute: the guest's clock, the console's size.
     async fn tend(&mut self) {
         let Some(session) = self.session().filter(|_| self.row.state == InstanceState::Running) else {
@@ -410,105 +379,6 @@ impl Task {
         if let Err(error) = self.agent.hands.discard_own(self.row.id).await {
             tracing::warn!(instance = %self.row.id, %error, "its own image could not be removed");
         }
-    }
-
-    /// Notes durably that an act begins.
-    pub(super) async fn begin(&mut self, intent: Intent) -> Result<(), ActError> {
-        self.begin_saying(intent, Vec::new()).await
-    }
-
-    /// The same where there is something to say about it already.
-    pub(super) async fn begin_saying(&mut self, intent: Intent, audits: Vec<Audit>) -> Result<(), ActError> {
-        self.row.intent = Some(intent);
-        self.save(audits).await.inspect_err(|_| self.row.intent = None)
-    }
-
-    /// Ends an act: the new state, what is said about it, and no intent any more.
-    ///
-    /// The table decides; that it has the change was asked before the act began, so a refusal here is a defect, which is
-    /// logged and leaves the state as it was.
-    pub(super) async fn settle(&mut self, operation: Operation, audits: Vec<Audit>) {
-        match self.row.state.after(operation) {
-            Ok(state) => {
-                self.row.state = state;
-                self.row.since = now_secs();
-                self.forget_timer();
-                if state != InstanceState::Failed {
-                    // Whoever stopped or started it since has had the last word.
-                    self.restart.at = None;
-                }
-            }
-            Err(refused) => {
-                tracing::error!(instance = %self.row.id, %refused, "an act ended outside of the table")
-            }
-        }
-        self.row.intent = None;
-        self.save_or_log(audits).await;
-    }
-
-    /// As [`save`](Self::save), where what has been done stays so whether it can be stored or not.
-    pub(super) async fn save_or_log(&mut self, audits: Vec<Audit>) {
-        if let Err(error) = self.save(audits).await {
-            tracing::error!(instance = %self.row.id, %error, "its row could not be stored");
-        }
-    }
-
-    /// Commits the row and what is said about it, in one transaction.
-    pub(super) async fn save(&mut self, audits: Vec<Audit>) -> Result<(), ActError> {
-        let minimums = policy::among(&audits);
-        self.commit(audits).await?;
-        self.agent.minimums.add(minimums);
-        self.show();
-        Ok(())
-    }
-
-    /// The same for something else to go on beside it: the row as it is now, to be shown when that is done.
-    pub(super) fn commit(
-        &self,
-        audits: Vec<Audit>,
-    ) -> impl Future<Output = Result<(), ActError>> + Send + use<> {
-        let (row, tenant, store) = (self.row.clone(), self.tenant.id.clone(), self.agent.store.clone());
-        async move {
-            let act = move |tx: &rusqlite::Transaction<'_>| {
-                row.save(tx)?;
-                audits.iter().try_for_each(|audit| audit.append(tx, &tenant))
-            };
-            store.write(act).await.map_err(failed)
-        }
-    }
-
-    /// Shows others the row as it is.
-    pub(super) fn show(&self) {
-        if self.view.borrow().row.wake_at != self.row.wake_at {
-            self.agent.alarms.set(self.row.id, self.row.wake_at);
-        }
-        self.view.send_replace(View {
-            row: self.row.clone(),
-            act: self.row.intent,
-            settling: self.settling,
-            link: self.session().map(Session::link),
-        });
-    }
-
-    /// Its control session, where one is open.
-    pub(super) fn session(&self) -> Option<&Session> {
-        self.session.as_ref()
-    }
-
-    /// Takes another control session in place of the one it had, which is closed; others see it at once, beside the row as it was.
-    pub(super) fn set_session(&mut self, session: Option<Session>) {
-        drop(self.take_session());
-        if let Some(session) = session {
-            self.view.send_modify(|view| view.link = Some(session.link()));
-            self.session = Some(session);
-        }
-    }
-
-    /// Takes its control session away from everyone else.
-    pub(super) fn take_session(&mut self) -> Option<Session> {
-        let session = self.session.take()?;
-        self.view.send_modify(|view| view.link = None);
-        Some(session)
     }
 
     async fn destroy(&mut self) -> Result<(), ActError> {
