@@ -9,7 +9,7 @@ fn whoever_opens_the_link_first_is_alice_and_strangers_wake_nobody() {
     let (lab, outside, printed) = alice("");
     let link = printed.split_whitespace().find(|word| word.starts_with("https://t.me/")).unwrap();
     let (bot, code) = link.split_once("?start=").unwrap();
-    assert_ne!(bot, "https://t.me/<your bot>", "the bot's name is known from getMe: {printed}");
+    assert_eq!(bot, "https://t.me/fake_bot", "its name is known from getMe: {printed}");
     let user = |key: &str| lab.json(&["user", "list", "alice"])[0][key].clone();
     assert_eq!((user("name"), user("telegram")), ("alice".into(), serde_json::Value::Null));
 
@@ -43,13 +43,40 @@ fn whoever_opens_the_link_first_is_alice_and_strangers_wake_nobody() {
 fn another_link_takes_the_place_of_the_first() {
     let (lab, outside, printed) = alice("");
     let first = printed.split_once("?start=").unwrap().1.split_whitespace().next().unwrap().to_owned();
-    let second = lab.json(&["user", "link", "alice/alice"])["code"].as_str().unwrap().to_owned();
+    let link = lab.json(&["user", "link", "alice/alice"]);
+    let second = link["code"].as_str().unwrap().to_owned();
+    assert_eq!(link["url"], format!("https://t.me/fake_bot?start={second}"), "the bot's name was kept");
     let told = || lab.json(&["user", "list"])[0]["telegram"].clone();
     outside.bot.push_message(ALICE, &format!("/start {first}"));
     lab.wait_for("that was looked at", || outside.bot.unacknowledged().is_empty());
     assert!(told().is_null());
     outside.bot.push_message(ALICE, &format!("/start {second}"));
     lab.wait_for("alice is known", || told() == ALICE);
+}
+
+#[test]
+fn a_link_is_never_for_the_bot_of_an_earlier_token() {
+    let (lab, outside, _) = alice("");
+    let set = |token: &str, more: &[&str]| {
+        outside.bot.set_token(token);
+        let file = lab.file("telegram.token", token).display().to_string();
+        let set = ["tenant", "secrets", "set", "alice", "telegram_token", "--file", &file];
+        lab.mvm(&[set.as_slice(), more].concat());
+    };
+    let is_for = |bot: &str| {
+        let told = lab.mvm(&["user", "link", "alice/alice"]);
+        assert!(told.starts_with(&format!("https://t.me/{bot}?start=")), "{told}");
+    };
+    set(&outside.bot_token, &["--offline"]);
+    is_for("fake_bot");
+    set("654321:another", &["--offline"]);
+    is_for("<your bot>");
+    // Asked about it, Telegram says whose it is, also where nothing else is new.
+    let told = lab.mvm(&["tenant", "secrets", "rotate", "alice", "telegram_token"]);
+    assert!(told.contains("nothing to do"), "{told}");
+    is_for("fake_bot");
+    set("765432:third", &[]);
+    is_for("fake_bot");
 }
 
 #[test]

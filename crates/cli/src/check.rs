@@ -17,13 +17,6 @@ const LONGEST: u64 = 1 << 20;
 /// The version of Anthropic's API that is spoken (its documentation, "Versioning").
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 
-/// What the services said.
-#[derive(Debug, Default)]
-pub struct Found {
-    /// The bot's name at Telegram, without its `@`.
-    pub bot: Option<String>,
-}
-
 /// A secret that a service does not take, or could not be asked about.
 #[derive(Debug)]
 pub struct Rejected {
@@ -33,22 +26,21 @@ pub struct Rejected {
     pub why: String,
 }
 
-/// Asks about each of these secrets that a service outside can be asked about.
+/// Asks about each of these secrets that a service outside can be asked about. They come back with what was learned: whose each is.
 ///
 /// # Errors
 /// The first that is not taken.
-pub async fn all(secrets: Vec<SecretValue>, endpoints: Endpoints) -> Result<Found, Rejected> {
+pub async fn all(mut secrets: Vec<SecretValue>, endpoints: Endpoints) -> Result<Vec<SecretValue>, Rejected> {
     let asking = move || {
-        let mut found = Found::default();
-        for SecretValue { scope, value, .. } in &secrets {
+        for SecretValue { scope, value, account, .. } in &mut secrets {
             let rejected = |why| Rejected { scope: scope.clone(), why };
             match scope.as_str() {
-                "telegram" => found.bot = Some(bot(&endpoints.telegram, value).map_err(rejected)?),
+                "telegram" => *account = Some(bot(&endpoints.telegram, value).map_err(rejected)?),
                 "anthropic" => anthropic(&endpoints.anthropic, value).map_err(rejected)?,
                 _ => {}
             }
         }
-        Ok(found)
+        Ok(secrets)
     };
     let asked = tokio::task::spawn_blocking(asking).await;
     asked.unwrap_or_else(|error| Err(Rejected { scope: String::new(), why: error.to_string() }))
@@ -69,11 +61,22 @@ fn bot(endpoint: &ServiceUrl, token: &SecretBytes) -> Result<String, String> {
     // The address holds the token: nothing of it goes into a message.
     let asked = get(&format!("{endpoint}/bot{token}/getMe"), &[]);
     match asked {
-        Ok((200, body)) => parsed::<Answer>(&body).map(|answer| answer.result.username),
+        Ok((200, body)) => {
+            let username = parsed::<Answer>(&body)?.result.username;
+            let is_name = is_username(&username);
+            is_name
+                .then_some(username)
+                .ok_or_else(|| format!("{endpoint} answers getMe with a name that no bot has"))
+        }
         Ok((401 | 404, _)) => Err(format!("{endpoint} does not know this bot: ask @BotFather for its token")),
         Ok((status, _)) => Err(format!("{endpoint} answers {status} to getMe")),
         Err(error) => Err(unreachable(endpoint, &error)),
     }
+}
+
+/// Whether it may stand in a link.
+fn is_username(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn is_bot_token(token: &str) -> bool {

@@ -92,10 +92,10 @@ impl File {
         let request = self.gather(&manifest, mode)?;
         // Only now: a manifest with a mistake starts no agent.
         let client = connection.agent().await?;
-        self.send(&client, &manifest, request, mode, None).await
+        self.send(&client, &manifest, request, mode).await
     }
 
-    /// Sends what it asks for. Links of new users are for this bot.
+    /// Sends what it asks for.
     ///
     /// # Errors
     /// What the agent says, at its place in the file where it names a key.
@@ -105,9 +105,8 @@ impl File {
         manifest: &Manifest,
         request: DeployRequest,
         mode: DeployMode,
-        bot: Option<String>,
     ) -> Result<Outcome, Failure> {
-        let outcome = Outcome { bot, ..Outcome::new(&request.deployment.tenant, mode) };
+        let outcome = Outcome::new(&request.deployment.tenant, mode);
         let followed = follow(client, "/v1/deploy", &request, outcome).await;
         followed.map_err(|failure| self.at_its_key(manifest, failure))
     }

@@ -81,7 +81,7 @@ impl OpenClaw {
         let new = NewOpenClaw { tenant: self.tenant.clone(), network, image };
         let mode = DeployMode { dry_run: self.dry_run, only_new: true, ..DeployMode::default() };
         let manifest = file.read_as(|text| Manifest::openclaw(text, new))?;
-        let request = file.gather(&manifest, mode)?;
+        let mut request = file.gather(&manifest, mode)?;
         let client = connection.agent().await?;
         // The agent looks again when it makes it.
         match client.get::<TenantInfo>(&format!("/v1/tenants/{}", self.tenant)).await {
@@ -93,8 +93,6 @@ impl OpenClaw {
                 return Err(Failure::NotDone(taken));
             }
         }
-        let mut bot = None;
-        let given = request.secrets.clone().unwrap_or_default();
         if !self.offline {
             let mut progress = Progress::new();
             progress.step(
@@ -102,11 +100,13 @@ impl OpenClaw {
                 "asking Telegram and Anthropic about them",
                 Extent { done: 0, total: 0 },
             );
+            let given = request.secrets.take().unwrap_or_default();
             let asked = check::all(given, manifest.deployment.endpoints.clone()).await;
             progress.end();
-            bot = asked.map_err(|rejected| file.at(&manifest, &rejected.scope, rejected.why))?.bot;
+            let taken = asked.map_err(|rejected| file.at(&manifest, &rejected.scope, rejected.why))?;
+            request.secrets = Some(taken);
         }
-        let outcome = file.send(&client, &manifest, request, mode, bot).await?;
+        let outcome = file.send(&client, &manifest, request, mode).await?;
         outcome.show(self.output, file.name()).map(|()| 0)
     }
 }

@@ -31,9 +31,6 @@ pub struct Outcome {
     /// What makes people the new users: told this once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
-    /// The bot that links are for.
-    #[serde(skip)]
-    pub bot: Option<String>,
     /// Where nothing was done: each key that would be another.
     pub diff: Vec<Difference>,
     /// What was begun, and why it did not come to its end.
@@ -67,15 +64,20 @@ pub struct Created {
 pub struct Link {
     /// The user.
     pub user: String,
-    /// What to open.
+    /// What to open; with `<your bot>` in the place of its name where that is not known.
     pub url: String,
+    /// The code in it.
+    pub code: String,
     /// Until when it is valid, in seconds since 1970.
     pub expires_at: u64,
 }
 
-/// What a person opens to become a user (Telegram, "Deep linking").
-pub fn link_url(bot: Option<&str>, code: &str) -> String {
-    format!("https://t.me/{}?start={code}", bot.unwrap_or("<your bot>"))
+impl From<UserLink> for Link {
+    /// What a person opens to become a user (Telegram, "Deep linking").
+    fn from(UserLink { user, bot, code, expires_at }: UserLink) -> Self {
+        let url = format!("https://t.me/{}?start={code}", bot.as_deref().unwrap_or("<your bot>"));
+        Self { user: user.into(), url, code, expires_at }
+    }
 }
 
 /// Sends what is wanted and shows how it goes. What was done before the rest of it failed is an outcome, too.
@@ -109,10 +111,7 @@ pub async fn follow(
                 outcome.changed.push(Line { what, how });
             }
             DeployEvent::Differs { what, how } => outcome.differs.push(Line { what, how }),
-            DeployEvent::Link(UserLink { user, code, expires_at }) => {
-                let url = link_url(outcome.bot.as_deref(), &code);
-                outcome.links.push(Link { user: user.into(), url, expires_at });
-            }
+            DeployEvent::Link(link) => outcome.links.push(link.into()),
             DeployEvent::Done { changes } => {
                 outcome.changes = changes;
                 break Ok(outcome);
@@ -165,7 +164,7 @@ impl Outcome {
         }
         lines.extend(self.changed.iter().map(|Line { what, how }| format!("{what}: {how}")));
         lines.extend(self.summary(source));
-        lines.extend(self.links.iter().map(|Link { user, url, expires_at }| {
+        lines.extend(self.links.iter().map(|Link { user, url, expires_at, .. }| {
             format!("user {user} is whoever opens this first, until {}: {url}", clock::utc(*expires_at))
         }));
         lines.extend(self.differs.iter().map(|Line { what, how }| format!("differs: {what}: {how}")));

@@ -78,19 +78,18 @@ impl Secrets {
                 output.show(&secrets, |secrets| listing(secrets))?;
             }
             Secrets::Set { tenant, name, file, offline, output } => {
-                let secret = read(&name, &file)?;
-                let secrets = vec![secret];
+                let mut secrets = vec![read(&name, &file)?];
                 let client = connection.agent().await?;
                 if !offline {
-                    ask_services(&client, &tenant, &secrets).await?;
+                    secrets = ask_services(&client, &tenant, secrets).await?;
                 }
                 give(&client, &tenant, secrets, output, "the value is as it was").await?;
             }
             Secrets::Rotate { tenant, name: names, offline, output } => {
                 let client = connection.agent().await?;
-                let secrets = read_again(&tenant, &all(&client, &tenant).await?, &names)?;
+                let mut secrets = read_again(&tenant, &all(&client, &tenant).await?, &names)?;
                 if !offline {
-                    ask_services(&client, &tenant, &secrets).await?;
+                    secrets = ask_services(&client, &tenant, secrets).await?;
                 }
                 give(&client, &tenant, secrets, output, "the files have the values that are set").await?;
             }
@@ -112,7 +111,7 @@ fn read(name: &str, file: &Path) -> Result<SecretValue, Failure> {
     let (scope, key) = secret_named(name).map_err(Failure::Usage)?;
     let secret = if file == Path::new("-") {
         let value = sources::secret_value(io::stdin().lock(), "standard input");
-        value.map(|value| SecretValue { scope, key, value, file: None })
+        value.map(|value| SecretValue { scope, key, value, file: None, account: None })
     } else {
         sources::secret(&scope, &key, file)
     };
@@ -155,11 +154,15 @@ fn one_again(tenant: &TenantId, info: &SecretInfo) -> Result<SecretValue, Failur
         .map_err(|why| Failure::NotDone(format!("{name} ({secret}): {why}; nothing was changed")))
 }
 
-/// Before anything is changed: whether the services outside take those that they are asked about.
-async fn ask_services(client: &Client, tenant: &TenantId, secrets: &[SecretValue]) -> Result<(), Failure> {
+/// Before anything is changed: whether the services outside take those that they are asked about, and whose they are.
+async fn ask_services(
+    client: &Client,
+    tenant: &TenantId,
+    secrets: Vec<SecretValue>,
+) -> Result<Vec<SecretValue>, Failure> {
     let info: TenantInfo = client.get(&format!("/v1/tenants/{tenant}")).await?;
-    let asked = check::all(secrets.to_vec(), info.endpoints).await;
-    asked.map(|_| ()).map_err(|rejected| {
+    let asked = check::all(secrets.clone(), info.endpoints).await;
+    asked.map_err(|rejected| {
         let secret = secrets.iter().find(|secret| secret.scope == rejected.scope);
         let name = secret.and_then(|secret| name_of_secret(&secret.scope, &secret.key));
         let name = name.unwrap_or(rejected.scope);

@@ -61,7 +61,7 @@ pub fn secret(scope: &str, key: &str, file: &Path) -> Result<SecretValue, String
     let value = secret_value(File::open(file).map_err(cannot)?, &shown)?;
     let absolute = std::path::absolute(file).map_err(cannot)?;
     let file = absolute.into_os_string().into_string().ok();
-    Ok(SecretValue { scope: scope.to_owned(), key: key.to_owned(), value, file })
+    Ok(SecretValue { scope: scope.to_owned(), key: key.to_owned(), value, file, account: None })
 }
 
 /// A secret's value, out of what is `shown`; editors end a file with a newline that does not belong to it.

@@ -9,7 +9,7 @@ use mvm_protocol::api::{UserLink, UserSummary, Worker};
 use crate::clock;
 use crate::connection::Connection;
 use crate::failure::Failure;
-use crate::outcome::link_url;
+use crate::outcome::Link;
 use crate::output::{Output, table};
 use crate::view::state_cell;
 
@@ -76,8 +76,8 @@ impl User {
             }
             User::Link { user: UserAddress { tenant, name }, output } => {
                 let link: UserLink = client.post(&format!("/v1/users/{tenant}/{name}/link")).await?;
-                output.show(&link, |link| {
-                    format!("{}, valid until {}", link_url(None, &link.code), clock::utc(link.expires_at))
+                output.show(&Link::from(link), |Link { url, expires_at, .. }| {
+                    format!("{url}, valid until {}", clock::utc(*expires_at))
                 })?;
             }
         }

@@ -400,6 +400,7 @@ mod tests {
                 sealed: value.into(),
                 set_at: None,
                 file: None,
+                account: None,
             };
             let rows = vec![row("default", "OTHER", "x"), row(openclaw::SCOPE, openclaw::TOKEN_KEY, "the token")];
             let open = |row: &SealedRow| Ok::<_, std::convert::Infallible>(SecretBytes::new(row.sealed.clone()));

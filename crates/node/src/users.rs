@@ -115,7 +115,8 @@ impl Wanted {
         let is_new = |row: &UserRow| !present.iter().any(|other| other.user.name == row.user.name);
         for row in rows.iter_mut().filter(|row| row.user.telegram.is_none() && is_new(row)) {
             let Some((code, link)) = self.links.pop() else { break };
-            links.push(UserLink { user: row.user.name.clone(), code, expires_at: link.expires_at });
+            let user = row.user.name.clone();
+            links.push(UserLink { user, bot: None, code, expires_at: link.expires_at });
             row.link = Some(link);
         }
         Ok(Decided { rows, links })
@@ -226,12 +227,12 @@ pub async fn link(agent: &Arc<Agent>, tenant: &TenantId, name: &UserName) -> Res
         row.link = Some(link);
         row.save(tx)?;
         Audit::new(address(&row), "UserLinkMade", "valid for 24 h").append(tx, &id)?;
-        Ok(Ok(()))
+        Ok(Ok(store::bot(tx, &id)?))
     });
     match saved.await.map_err(failed)? {
-        Ok(()) => {
+        Ok(bot) => {
             tell(agent, tenant).await;
-            Ok(UserLink { user: name.clone(), code, expires_at })
+            Ok(UserLink { user: name.clone(), bot, code, expires_at })
         }
         Err(None) => Err(AgentError::NoUser(tenant.clone(), name.clone()).into()),
         Err(Some(telegram)) => Err(ApiError::new(

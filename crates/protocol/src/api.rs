@@ -194,6 +194,9 @@ pub struct SecretValue {
     /// The absolute path of the file that it was read from, where it was one: what a rotation reads again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+    /// As whom its service knows whoever has it, where that was asked: a bot's name without its `@`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
 }
 
 /// A line of a deployment's progress.

@@ -45,7 +45,7 @@ fn answers() -> Vec<Answer> {
         one::<crate::outcome::Outcome>("mvm deploy"),
         one::<crate::outcome::Outcome>("mvm new openclaw"),
         list::<api::UserSummary>("mvm user list"),
-        one::<api::UserLink>("mvm user link"),
+        one::<crate::outcome::Link>("mvm user link"),
         list::<api::TenantSummary>("mvm tenant list"),
         one::<api::TenantInfo>("mvm tenant info"),
         one::<crate::outcome::Outcome>("mvm tenant create"),

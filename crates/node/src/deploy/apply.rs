@@ -270,7 +270,9 @@ async fn commit_with_disks(
                 store::replace_secrets(tx, &row.id, rows)?;
             }
             audits.iter().try_for_each(|audit| audit.append(tx, &row.id))?;
-            Ok(Ok(users.links))
+            // As it is now: this may have changed the token.
+            let bot = store::bot(tx, &row.id)?;
+            Ok(Ok(users.links.into_iter().map(|link| UserLink { bot: bot.clone(), ..link }).collect()))
         })
         .await
         .map_err(failed)?;

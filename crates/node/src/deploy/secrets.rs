@@ -44,7 +44,7 @@ impl Secrets {
         wanted: Option<Vec<SecretValue>>,
     ) -> Result<Self, ApiError> {
         let mut secrets = Self::read(agent, &deployment.tenant).await?;
-        secrets.wanted = wanted;
+        secrets.want(wanted);
         if deployment.runs_openclaw() {
             secrets.have_token()?;
         }
@@ -62,12 +62,21 @@ impl Secrets {
             return Ok(Self { there: Vec::new(), wanted: None, is_new: true });
         };
         let key = agent.node_key.unwrap_key(tenant, &wrapped).map_err(failed)?;
-        let open = |SealedRow { scope, key: name, sealed, set_at, file }| {
+        let open = |SealedRow { scope, key: name, sealed, set_at, file, account }| {
             let value = key.open(&format!("{scope}/{name}"), &sealed).map_err(failed)?;
-            Ok(There { secret: SecretValue { scope, key: name, value, file }, set_at })
+            Ok(There { secret: SecretValue { scope, key: name, value, file, account }, set_at })
         };
         let there = rows.into_iter().map(open).collect::<Result<_, ApiError>>()?;
         Ok(Self { there, wanted: None, is_new: false })
+    }
+
+    /// These, and no others. As whom a service knows whoever has a value stays known for as long as the value does.
+    fn want(&mut self, mut wanted: Option<Vec<SecretValue>>) {
+        for secret in wanted.iter_mut().flatten().filter(|secret| secret.account.is_none()) {
+            let same = self.before(secret).filter(|there| there.has_value_of(secret));
+            secret.account = same.and_then(|there| there.secret.account.clone());
+        }
+        self.wanted = wanted;
     }
 
     /// These are to have other values; all others stay.
@@ -79,7 +88,7 @@ impl Secrets {
                 None => all.push(secret),
             }
         }
-        self.wanted = Some(all);
+        self.want(Some(all));
     }
 
     /// One that was not given is the one there is, or random.
@@ -97,6 +106,7 @@ impl Secrets {
                 key: openclaw::TOKEN_KEY.to_owned(),
                 value: SecretBytes::new(hex::encode(random::<32>().map_err(failed)?).into_bytes()),
                 file: None,
+                account: None,
             },
         };
         self.overlay(vec![token]);
@@ -161,7 +171,7 @@ impl Secrets {
 
     /// What is to be written, if anything: a new tenant gets its key.
     pub(super) async fn seal(&self, agent: &Agent, tenant: &TenantRow) -> Result<Option<Sealed>, ApiError> {
-        // Where they come from is written, too.
+        // Where they come from is written, too, and whose they are.
         let is_as_it_was =
             |secret: &SecretValue| self.before(secret).is_some_and(|there| there.secret == *secret);
         if !self.is_new && self.changes().is_empty() && self.wanted.iter().flatten().all(is_as_it_was) {
@@ -181,8 +191,8 @@ impl Secrets {
             let sealed = key.seal(&name(secret), secret.value.expose()).map_err(failed)?;
             let unchanged = self.before(secret).filter(|there| there.has_value_of(secret));
             let set_at = unchanged.map_or(Some(store::now_secs()), |there| there.set_at);
-            let SecretValue { scope, key, file, .. } = secret.clone();
-            Ok(SealedRow { scope, key, sealed, set_at, file })
+            let SecretValue { scope, key, file, account, .. } = secret.clone();
+            Ok(SealedRow { scope, key, sealed, set_at, file, account })
         };
         let rows = self.given().into_iter().map(seal).collect::<Result<_, ApiError>>()?;
         Ok(Some(Sealed { wrapped, rows }))
@@ -210,6 +220,7 @@ mod tests {
             key: (*key).to_owned(),
             value: SecretBytes::new(value.as_bytes().to_vec()),
             file: None,
+            account: None,
         };
         all.iter().map(secret).collect()
     }
@@ -241,6 +252,30 @@ mod tests {
         told.overlay(secrets(&[("CHANGED", "new"), ("NEW", "y")]));
         assert_eq!(told.changes(), ["secrets added: default/NEW", "secrets changed: default/CHANGED"]);
         assert_eq!(told.wanted, Some(secrets(&[("KEPT", "1"), ("CHANGED", "new"), ("NEW", "y")])));
+    }
+
+    #[test]
+    fn an_account_is_known_of_the_value_that_was_asked_about_and_of_no_other() {
+        let known = |value: &str, account: Option<&str>| {
+            let secret = secrets(&[("TOKEN", value)]).remove(0);
+            SecretValue { account: account.map(str::to_owned), ..secret }
+        };
+        let account = |given: SecretValue, all: bool| {
+            let there = vec![There { secret: known("1:old", Some("first_bot")), set_at: None }];
+            let mut told = Secrets { there, wanted: None, is_new: false };
+            if all {
+                told.want(Some(vec![given]))
+            } else {
+                told.overlay(vec![given])
+            }
+            told.given()[0].account.clone()
+        };
+        for all in [true, false] {
+            assert_eq!(account(known("1:old", None), all).as_deref(), Some("first_bot"), "as it was");
+            assert_eq!(account(known("2:new", None), all), None, "nobody asked");
+            assert_eq!(account(known("2:new", Some("other_bot")), all).as_deref(), Some("other_bot"));
+            assert_eq!(account(known("1:old", Some("renamed_bot")), all).as_deref(), Some("renamed_bot"));
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use instances::{
     Goal, InstanceRow, Intent, NewInstance, Place, Recorded, Upgrade, count_instances, instance, instances,
     remove_instance, uids,
 };
-pub use secrets::{SealedRow, replace_secrets, save_tenant_key, secrets, tenant_key};
+pub use secrets::{SealedRow, bot, replace_secrets, save_tenant_key, secrets, tenant_key};
 pub use tenants::{PoolRow, TenantRow, pool, pools, remove_pool, remove_tenant, tenant, tenants};
 pub use users::{UserRow, user, users};
 

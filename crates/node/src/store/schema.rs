@@ -11,6 +11,7 @@ pub fn migrations() -> Migrations<'static> {
         M::up(USERS),
         M::up(TIMERS),
         M::up(SECRETS_FROM_FILES),
+        M::up(ACCOUNTS),
     ])
 }
 
@@ -151,6 +152,11 @@ const SECRETS_FROM_FILES: &str = "
 ALTER TABLE secrets ADD COLUMN set_at INTEGER;
 -- The file that it was read from, by whoever gave it: what a rotation reads again.
 ALTER TABLE secrets ADD COLUMN file TEXT;
+";
+
+const ACCOUNTS: &str = "
+-- As whom its service knows whoever has this value; none where nobody has asked. Another value has another, or none.
+ALTER TABLE secrets ADD COLUMN account TEXT;
 ";
 
 #[cfg(test)]

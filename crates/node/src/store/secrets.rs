@@ -18,6 +18,8 @@ pub struct SealedRow {
     pub set_at: Option<u64>,
     /// The file that it was read from by whoever gave it, where it was one.
     pub file: Option<String>,
+    /// As whom its service knows whoever has this value, where that was asked.
+    pub account: Option<String>,
 }
 
 /// Replaces all of a tenant's secrets.
@@ -25,8 +27,8 @@ pub fn replace_secrets(tx: &Transaction<'_>, tenant: &TenantId, secrets: &[Seale
     tx.execute("DELETE FROM secrets WHERE tenant = ?1", [tenant.as_str()])?;
     for row in secrets {
         tx.execute(
-            "INSERT INTO secrets (tenant, scope, key, sealed, set_at, file) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![tenant.as_str(), row.scope, row.key, row.sealed, row.set_at, row.file],
+            "INSERT INTO secrets (tenant, scope, key, sealed, set_at, file, account) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![tenant.as_str(), row.scope, row.key, row.sealed, row.set_at, row.file, row.account],
         )?;
     }
     Ok(())
@@ -35,13 +37,19 @@ pub fn replace_secrets(tx: &Transaction<'_>, tenant: &TenantId, secrets: &[Seale
 /// A tenant's secrets, sealed.
 pub fn secrets(tx: &Transaction<'_>, tenant: &TenantId) -> Sql<Vec<SealedRow>> {
     tx.prepare_cached(
-        "SELECT scope, key, sealed, set_at, file FROM secrets WHERE tenant = ?1 ORDER BY scope, key",
+        "SELECT scope, key, sealed, set_at, file, account FROM secrets WHERE tenant = ?1 ORDER BY scope, key",
     )?
     .query_map([tenant.as_str()], |row| {
         let (scope, key, sealed) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok(SealedRow { scope, key, sealed, set_at: row.get(3)?, file: row.get(4)? })
+        Ok(SealedRow { scope, key, sealed, set_at: row.get(3)?, file: row.get(4)?, account: row.get(5)? })
     })?
     .collect()
+}
+
+/// The name of a tenant's bot at Telegram, where it is known of the token that the tenant has.
+pub fn bot(tx: &Transaction<'_>, tenant: &TenantId) -> Sql<Option<String>> {
+    let secrets = secrets(tx, tenant)?;
+    Ok(secrets.into_iter().find(|row| row.scope == "telegram").and_then(|row| row.account))
 }
 
 /// A tenant's wrapped data key.

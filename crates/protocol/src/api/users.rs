@@ -38,6 +38,9 @@ pub struct Worker {
 pub struct UserLink {
     /// The user.
     pub user: UserName,
+    /// The bot, without its `@`; not known where nobody asked Telegram about the token that it has now.
+    #[serde(default)]
+    pub bot: Option<String>,
     /// The code.
     pub code: String,
     /// When it ceases to be valid, in seconds since 1970.
