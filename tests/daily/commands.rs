@@ -80,7 +80,7 @@ fn a_mistake_is_told_at_its_flag_and_changes_nothing() {
         ("tenant create alice", "error: tenant alice is there already: `mvm tenant update` changes it"),
         ("tenant update bob --max-vcpus 1", "error: there is no tenant `bob`"),
         ("tenant create bob --net-id 5000", "error: --net-id: must be 0 to 4095, not 5000"),
-        ("tenant create bob --net-id 0", "error: --net-id: net_id 0 belongs to another tenant"),
+        ("tenant create bob --net-id 0", "error: --net-id: tenant alice has this number"),
         ("tenant create bob --subnet 192.168.0.0/24", "error: --subnet: subnet 192.168.0.0/24 is not usable"),
         (
             "tenant update alice --max-pools 0",

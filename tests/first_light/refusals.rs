@@ -241,7 +241,7 @@ fn a_mistake_is_told_with_its_line_and_key_and_nothing_is_made() {
     assert_refused(&lab, &everywhere, "port = 8080", "publish[0].port", "tenant alice has it");
     let net_id =
         bob.replace("port = 8080\npool", "port = 8081\npool").replace("\"bob\"", "\"bob\"\nnet_id = 0");
-    assert_refused(&lab, &net_id, "net_id = 0", "tenant.net_id", "belongs to another tenant");
+    assert_refused(&lab, &net_id, "net_id = 0", "tenant.net_id", "has this number");
     let disk = RIGHT.replace("data_disk_mib = 16", "data_disk_mib = 0");
     assert_refused(&lab, &disk, "data_disk_mib = 0", "pools[1].data_disk_mib", "data disks only grow");
     let role = RIGHT.replace("role = \"gateway\"", "role = \"worker\"");

@@ -69,6 +69,10 @@ fn every_mistake_is_one_clear_error_and_nothing_is_made() {
     );
     attempt.fails("vcpus = 1", "cpus = 1", &[], &["overrides.gateways.cpus", "vcpus"]);
     attempt.fails("vcpus = 1", "vcpus = 1", &["--image", "/nowhere"], &["image.toml is missing"]);
+    // Found by the agent, and told at what says it.
+    lab.file("long.key", &"x".repeat(126 << 10));
+    let too_long = ["deploy.toml:1:", "secrets: ", "bytes of secrets"];
+    attempt.fails(&key, &path("long.key"), &["--offline"], &too_long);
 
     // The plan is shown, and nothing made either.
     let file = lab.file("deploy.toml", &attempt.text);
@@ -77,6 +81,24 @@ fn every_mistake_is_one_clear_error_and_nothing_is_made() {
     let shown = lab.mvm(&[new.as_slice(), &["--dry-run"]].concat());
     assert!(shown.contains("+ alice/workers") && shown.contains("nothing was done"), "{shown}");
     assert_eq!(lab.json(&["tenant", "list"]), serde_json::json!([]));
+
+    // An argument has no place in the file.
+    lab.deploy("tenant.id = 'bob'");
+    for (more, expected) in [
+        (["--net-id", "0"], "--net-id 0: tenant bob has this number"),
+        (["--subnet", "10.240.0.0/24"], "--subnet 10.240.0.0/24: subnet 10.240.0.0/24 overlaps tenant bob's"),
+        (["--image", "other"], "--image other: there is no built-in image `other`"),
+    ] {
+        let new = ["new", "openclaw", "alice", "--config", file.to_str().unwrap()];
+        for dry_run in [&[][..], &["--dry-run"]] {
+            let error = lab.mvm_fails(&[&new, more.as_slice(), dry_run].concat());
+            assert!(
+                error.starts_with(&format!("error: {expected}")) && !error.contains("deploy.toml"),
+                "{error}"
+            );
+        }
+    }
+    assert!(lab.mvm_fails(&["tenant", "info", "alice"]).contains("no tenant"));
 
     lab.deploy("tenant.id = 'alice'");
     let error = lab.mvm_fails(&new);

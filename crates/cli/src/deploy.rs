@@ -57,6 +57,15 @@ impl Deploy {
     }
 }
 
+/// Sends what is asked for, and shows how it goes.
+///
+/// # Errors
+/// What the agent says.
+pub async fn send(client: &Client, request: DeployRequest, mode: DeployMode) -> Result<Outcome, Failure> {
+    let outcome = Outcome::new(&request.deployment.tenant, mode);
+    follow(client, "/v1/deploy", &request, outcome).await
+}
+
 /// A manifest's file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct File {
@@ -88,38 +97,16 @@ impl File {
     /// # Errors
     /// Its mistake, or what the agent says.
     pub async fn apply(&self, connection: &Connection, mode: DeployMode) -> Result<Outcome, Failure> {
-        let manifest = self.read_as(Manifest::parse)?;
+        let manifest = Manifest::parse(&self.text).map_err(|error| self.mistake(&error))?;
         let request = self.gather(&manifest, mode)?;
         // Only now: a manifest with a mistake starts no agent.
         let client = connection.agent().await?;
-        self.send(&client, &manifest, request, mode).await
+        send(&client, request, mode).await.map_err(|failure| self.at_its_key(&manifest, failure))
     }
 
-    /// Sends what it asks for.
-    ///
-    /// # Errors
-    /// What the agent says, at its place in the file where it names a key.
-    pub async fn send(
-        &self,
-        client: &Client,
-        manifest: &Manifest,
-        request: DeployRequest,
-        mode: DeployMode,
-    ) -> Result<Outcome, Failure> {
-        let outcome = Outcome::new(&request.deployment.tenant, mode);
-        let followed = follow(client, "/v1/deploy", &request, outcome).await;
-        followed.map_err(|failure| self.at_its_key(manifest, failure))
-    }
-
-    /// What its text says.
-    ///
-    /// # Errors
-    /// Its mistake.
-    pub fn read_as(
-        &self,
-        parse: impl FnOnce(&str) -> Result<Manifest, ManifestError>,
-    ) -> Result<Manifest, Failure> {
-        parse(&self.text).map_err(|error| self.mistake(&error))
+    /// What it says.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// With everything that it names outside of itself.

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use mvm_model::manifest::{Manifest, NewOpenClaw, RequestedNetwork, SecretSource};
+use mvm_model::manifest::{
+    Argument, Manifest, NewMistake, NewOpenClaw, Problem, RequestedNetwork, SecretSource,
+};
 use mvm_model::{NetId, TenantId, TenantSubnet};
 use mvm_protocol::api::{ApiError, DeployMode, ErrorCode, TenantInfo};
 
 use crate::connection::Connection;
-use crate::deploy::File;
+use crate::deploy::{self, File};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::{Extent, Progress};
@@ -76,11 +78,12 @@ impl OpenClaw {
     async fn run(self, connection: &Connection) -> Result<u8, Failure> {
         let file = File::read(&self.config)?;
         let image = self.image.as_deref().map(|image| sources::image(image, std::path::Path::new("")));
-        let image = image.transpose().map_err(|why| Failure::Usage(format!("--image: {why}")))?;
+        let image = image.transpose().map_err(|why| Failure::Usage(self.at(Argument::Image, &why)))?;
         let network = RequestedNetwork { net_id: self.net_id, subnet: self.subnet };
         let new = NewOpenClaw { tenant: self.tenant.clone(), network, image };
         let mode = DeployMode { dry_run: self.dry_run, only_new: true, ..DeployMode::default() };
-        let manifest = file.read_as(|text| Manifest::openclaw(text, new))?;
+        let read = Manifest::openclaw(file.text(), &new);
+        let manifest = read.map_err(|mistake| self.told(&file, mistake))?;
         let mut request = file.gather(&manifest, mode)?;
         let client = connection.agent().await?;
         // The agent looks again when it makes it.
@@ -106,8 +109,35 @@ impl OpenClaw {
             let taken = asked.map_err(|rejected| file.at(&manifest, &rejected.scope, rejected.why))?;
             request.secrets = Some(taken);
         }
-        let outcome = file.send(&client, &manifest, request, mode).await?;
+        let sent = deploy::send(&client, request, mode).await;
+        let outcome = sent.map_err(|failure| match failure {
+            Failure::Refused(ApiError { key: Some(key), message, .. }) => {
+                self.told(&file, new.mistake(&manifest, Problem::new(key, message)))
+            }
+            other => other,
+        })?;
         outcome.show(self.output, file.name()).map(|()| 0)
+    }
+
+    /// A mistake, at what said it.
+    fn told(&self, file: &File, mistake: NewMistake) -> Failure {
+        match mistake {
+            NewMistake::InFile(error) => file.mistake(&error),
+            NewMistake::Argument(argument, why) => Failure::NotDone(self.at(argument, &why)),
+            NewMistake::Template(why) => Failure::NotDone(why),
+        }
+    }
+
+    /// What is wrong with an argument, with its value.
+    fn at(&self, argument: Argument, why: &str) -> String {
+        let flag = match argument {
+            // It is the subject of what is said.
+            Argument::Tenant => return why.to_owned(),
+            Argument::NetId => self.net_id.map(|id| format!("--net-id {id}")),
+            Argument::Subnet => self.subnet.map(|subnet| format!("--subnet {subnet}")),
+            Argument::Image => self.image.as_ref().map(|image| format!("--image {image}")),
+        };
+        format!("{}: {why}", flag.unwrap_or_default())
     }
 }
 

@@ -10,12 +10,13 @@
 //! | tree to [`Deployment`]: types, names, ranges, unknown keys | `reader`, `sections`, `routing`, `secrets` |
 //! | rules between the parts; the agent checks them again | `check` |
 //!
-//! `template` makes the manifest of a new tenant from less than a manifest says. The other way, from a deployment to a manifest's keys, goes `document`; `change` is how commands change some of them.
+//! `template` makes the manifest of a new tenant from less than a manifest says, and `origin` knows what said each of its keys. The other way, from a deployment to a manifest's keys, goes `document`; `change` is how commands change some of them.
 
 mod change;
 mod check;
 mod deployment;
 mod document;
+mod origin;
 mod place;
 mod reader;
 mod routing;
@@ -28,6 +29,7 @@ mod tests;
 pub use change::{Change, ChangeOf, KeyChanges, PortChanges, RouteChanges, Verb};
 pub use deployment::{Deployment, Publish, RequestedNetwork};
 pub use document::Difference;
+pub use origin::{Argument, NewMistake};
 pub use place::{ManifestError, Place};
 pub use secrets::{SecretSource, name_of_secret, secret_named};
 pub use template::NewOpenClaw;

@@ -98,6 +98,11 @@ impl Places {
         ManifestError { place, key, message: error.message().to_owned() }
     }
 
+    /// Whether the text says this key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.spans.contains_key(key)
+    }
+
     /// The place of a key, or of the nearest one that holds it, or the start of the file.
     pub(super) fn find(&self, key: &str) -> Place {
         let mut key = key;

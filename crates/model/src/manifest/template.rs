@@ -6,7 +6,8 @@ use super::check::{DATA_DISK_MIB, MEM_MIB, VCPUS};
 use super::place::Places;
 use super::reader::{Keys, Table, Value};
 use super::sections::{read_endpoints, read_user};
-use super::{Deployment, Manifest, ManifestError, Problem, RequestedNetwork, SecretSource, secrets};
+use super::{Deployment, Manifest, NewMistake, Problem, RequestedNetwork, SecretSource, secrets};
+use crate::quota::{QuotaExceeded, Usage};
 use crate::{
     DesiredCounts, Egress, Endpoints, InvalidId, PoolId, PoolSpec, Profile, Quotas, Resources, RestartPolicy,
     Role, RoutingTable, RuntimePolicy, SecretScope, ServiceUrl, SnapshotCompression, TenantId, User,
@@ -14,9 +15,9 @@ use crate::{
 };
 
 /// The pool of machines that receive everyone's messages.
-const GATEWAYS: &str = "gateways";
+pub(super) const GATEWAYS: &str = "gateways";
 /// The pool of everyone's own machines.
-const WORKERS: &str = "workers";
+pub(super) const WORKERS: &str = "workers";
 /// Secrets without which there is no assistant to talk to.
 const NEEDED: [(&str, &str); 2] =
     [("anthropic_key", "the key of Anthropic's API"), ("telegram_token", "the token of a Telegram bot")];
@@ -36,9 +37,9 @@ impl Manifest {
     /// The manifest of a new tenant of OpenClaw, from the text of its `deploy.toml`. Its places are in that text.
     ///
     /// # Errors
-    /// One mistake with its place.
-    pub fn openclaw(text: &str, new: NewOpenClaw) -> Result<Self, ManifestError> {
-        let (places, tree) = Places::of(text)?;
+    /// One mistake, and what said it.
+    pub fn openclaw(text: &str, new: &NewOpenClaw) -> Result<Self, NewMistake> {
+        let (places, tree) = Places::of(text).map_err(NewMistake::InFile)?;
         let read = || {
             let file = File::read(tree.get_ref())?;
             let deployment = file.deployment(new)?;
@@ -47,7 +48,7 @@ impl Manifest {
         };
         match read() {
             Ok((deployment, secrets)) => Ok(Self { deployment, secrets: Some(secrets), places }),
-            Err(problem) => Err(places.locate(problem)),
+            Err(problem) => Err(new.told(&places, problem)),
         }
     }
 }
@@ -88,15 +89,16 @@ impl File {
         Ok(Self { secrets, gateways, workers, users, endpoints })
     }
 
-    fn deployment(&self, new: NewOpenClaw) -> Result<Deployment, Problem> {
+    fn deployment(&self, new: &NewOpenClaw) -> Result<Deployment, Problem> {
         let users = match self.users.as_slice() {
             [] => vec![only_user(&new.tenant)?],
             users => users.to_vec(),
         };
         let count = u32::try_from(users.len()).unwrap_or(u32::MAX);
-        let pools = vec![self.gateways_pool()?, self.workers_pool(count, new.image)?];
+        let pools = vec![self.gateways_pool()?, self.workers_pool(count, new.image.clone())?];
+        self.check_quotas(&pools)?;
         Ok(Deployment {
-            tenant: new.tenant,
+            tenant: new.tenant.clone(),
             network: new.network,
             quotas: QUOTAS,
             pools,
@@ -104,6 +106,25 @@ impl File {
             routes: RoutingTable::default(),
             users,
             endpoints: self.endpoints.clone(),
+        })
+    }
+
+    /// A file cannot change the quotas: what would be more than they allow is told at the key that asks for it.
+    fn check_quotas(&self, pools: &[PoolSpec]) -> Result<(), Problem> {
+        QUOTAS.admit(&Usage::of_pools(pools)).map_err(|QuotaExceeded { limit, allowed, needed }| {
+            let key = match limit {
+                "max_vcpus" => "overrides.gateways.vcpus",
+                "max_mem_mib" => "overrides.gateways.mem_mib",
+                "max_disk_gib" if self.workers.data_disk_mib.is_none() => "overrides.gateways.data_disk_mib",
+                "max_disk_gib" => "overrides.workers.data_disk_mib",
+                _ if self.workers.instances.is_some() => "overrides.workers.instances",
+                _ => "users",
+            };
+            let message = format!(
+                "a new tenant of OpenClaw has the quota {limit} = {allowed}, and {needed} would be needed: ask for less, and raise it \
+                 by `mvm tenant update` once the tenant is there"
+            );
+            Problem::new(key, message)
         })
     }
 
@@ -224,13 +245,18 @@ fn read_override(of: &Table<'_, '_>) -> Result<Override, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::ManifestError;
 
     const FILE: &str = "[secrets]\nanthropic_key = { file = 'a' }\ntelegram_token = { file = 't' }\n\
         [endpoints]\ntelegram = 'http://192.0.2.1:81'\nanthropic = 'http://192.0.2.1:82'\n";
 
     fn new(text: &str) -> Result<Manifest, ManifestError> {
         let tenant = "alice".parse().unwrap();
-        Manifest::openclaw(text, NewOpenClaw { tenant, network: RequestedNetwork::default(), image: None })
+        let new = NewOpenClaw { tenant, network: RequestedNetwork::default(), image: None };
+        Manifest::openclaw(text, &new).map_err(|mistake| match mistake {
+            NewMistake::InFile(error) => error,
+            other => panic!("{other:?}"),
+        })
     }
 
     #[test]
@@ -281,6 +307,10 @@ mod tests {
             ("[[users]]\nname = 'a'\ntelegram = -1", "users[0].telegram"),
             ("[[users]]\nname = 'a'\nmonthly_limit_usd = 1.005", "users[0].monthly_limit_usd"),
             ("[[pools]]\nid = 'x'", "pools"),
+            ("[overrides.workers]\ninstances = 33", "overrides.workers.instances"),
+            ("[overrides.workers]\ndata_disk_mib = 600000", "overrides.workers.data_disk_mib"),
+            ("[overrides.gateways]\nmem_mib = 70000\ndata_disk_mib = 600000", "overrides.gateways.mem_mib"),
+            ("[overrides.gateways]\ndata_disk_mib = 600000", "overrides.gateways.data_disk_mib"),
         ] {
             assert_eq!(at(&format!("{FILE}{more}\n")).0, key);
         }
@@ -288,5 +318,7 @@ mod tests {
             "{FILE}[overrides.workers]\ninstances = 1\n[[users]]\nname = 'a'\n[[users]]\nname = 'b'\n"
         );
         assert_eq!(at(&two).0, "users");
+        let many: String = (0..33).map(|n| format!("[[users]]\nname = 'u{n}'\n")).collect();
+        assert_eq!(at(&format!("{FILE}{many}")), ("users".to_owned(), 7));
     }
 }

@@ -1,7 +1,5 @@
 //! What a deployment changes: a pure comparison of what is wanted with what is there.
 
-use std::collections::BTreeSet;
-
 use mvm_model::manifest::{Deployment, Problem};
 use mvm_model::{DesiredCounts, InstanceId, InstanceState, NetId, PoolId, PoolSpec, TenantSubnet};
 
@@ -329,7 +327,7 @@ fn network(present: &Present, wanted: &Deployment) -> Result<(NetId, TenantSubne
         }
         return Ok((tenant.net_id, tenant.subnet));
     }
-    let taken: BTreeSet<NetId> = present.others.iter().map(|other| other.net_id).collect();
+    let owner = |id: NetId| present.others.iter().find(|other| other.net_id == id);
     let overlap = |subnet: TenantSubnet| {
         present.others.iter().find(|other| {
             let (a, b) = (other.subnet.net(), subnet.net());
@@ -337,13 +335,16 @@ fn network(present: &Present, wanted: &Deployment) -> Result<(NetId, TenantSubne
         })
     };
     let net_id = match asked.net_id {
-        Some(id) if taken.contains(&id) => {
-            return Err(Problem::new("tenant.net_id", format!("net_id {id} belongs to another tenant")));
-        }
-        Some(id) => id,
+        Some(id) => match owner(id) {
+            Some(other) => {
+                let message = format!("tenant {} has this number: choose another, or leave it out", other.id);
+                return Err(Problem::new("tenant.net_id", message));
+            }
+            None => id,
+        },
         None => NetId::all()
             .find(|id| {
-                !taken.contains(id) && (asked.subnet.is_some() || overlap(id.default_subnet()).is_none())
+                owner(*id).is_none() && (asked.subnet.is_some() || overlap(id.default_subnet()).is_none())
             })
             .ok_or_else(|| Problem::new("tenant.id", "this node has no free net_id left"))?,
     };

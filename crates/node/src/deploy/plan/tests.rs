@@ -462,7 +462,10 @@ fn another_tenants_network_is_never_given_again() {
     let one = NetId::new(1).unwrap();
     assert_eq!(make(&present, &bob("")).network, Some((one, one.default_subnet())));
     let (key, message) = refused(&present, &bob("net_id = 0"));
-    assert_eq!((key.as_str(), message.as_str()), ("tenant.net_id", "net_id 0 belongs to another tenant"));
+    assert_eq!(
+        (key.as_str(), message.as_str()),
+        ("tenant.net_id", "tenant alice has this number: choose another, or leave it out")
+    );
     for subnet in ["10.240.0.0/24", "10.240.0.0/16"] {
         let (key, message) = refused(&present, &bob(&format!("subnet = \"{subnet}\"")));
         assert_eq!(key, "tenant.subnet");
