@@ -1,6 +1,5 @@
 //! Whether services outside take a tenant's secrets. Asked before anything is made or changed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use mvm_model::{Endpoints, ServiceUrl};
@@ -8,7 +7,6 @@ use mvm_protocol::SecretBytes;
 use mvm_protocol::api::SecretValue;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use ureq::tls::{TlsConfig, TlsProvider};
 
 /// How long a service may take to answer.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -122,16 +120,10 @@ fn unreachable(endpoint: &ServiceUrl, error: &ureq::Error) -> String {
 
 /// Status and body of an answer, whatever the status.
 fn get(address: &str, headers: &[(&str, &str)]) -> Result<(u16, String), ureq::Error> {
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .build();
-    let agent: ureq::Agent = ureq::Agent::config_builder()
+    let agent: ureq::Agent = mvm_https::config()
         .timeout_global(Some(ANSWER))
         .http_status_as_error(false)
         .max_redirects(0)
-        .tls_config(tls)
-        .user_agent(concat!("mvm/", env!("CARGO_PKG_VERSION")))
         .build()
         .into();
     let request =

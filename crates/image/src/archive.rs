@@ -3,10 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::error::{At, Error, Result};
 use crate::flock::FileLock;
@@ -221,20 +218,12 @@ enum DownloadError {
     Different,
 }
 
-/// What comes is checked by digest (packages) or signature (indexes): TLS, with the system's certificates, is for servers
-/// that want it. Proxies are taken from the environment.
+/// What comes is checked by digest (packages) or signature (indexes): TLS is for servers that want it.
 fn http_agent() -> ureq::Agent {
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .root_certs(RootCerts::PlatformVerifier)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .build();
-    ureq::Agent::config_builder()
+    mvm_https::config()
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
         .timeout_recv_body(Some(Duration::from_secs(900)))
-        .tls_config(tls)
-        .user_agent(concat!("mvm/", env!("CARGO_PKG_VERSION")))
         .build()
         .into()
 }

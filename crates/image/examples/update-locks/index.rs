@@ -149,6 +149,7 @@ fn listed_digest(release: &str) -> Option<String> {
 }
 
 fn get(address: &str) -> Result<Vec<u8>> {
-    let mut response = ureq::get(address).call().map_err(|e| format!("{address}: {e}"))?;
+    let agent: ureq::Agent = mvm_https::config().build().into();
+    let mut response = agent.get(address).call().map_err(|e| format!("{address}: {e}"))?;
     Ok(response.body_mut().with_config().limit(MAX_INDEX_BYTES).read_to_vec()?)
 }
