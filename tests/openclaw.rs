@@ -26,3 +26,6 @@ mod people;
 
 #[path = "openclaw/real.rs"]
 mod real;
+
+#[path = "openclaw/upgrade.rs"]
+mod upgrade;
