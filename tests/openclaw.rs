@@ -24,6 +24,11 @@ mod native;
 #[path = "openclaw/people.rs"]
 mod people;
 
+// Only some of what machines can try is tried here.
+#[allow(dead_code)]
+#[path = "first_light/probe.rs"]
+mod probe;
+
 #[path = "openclaw/real.rs"]
 mod real;
 

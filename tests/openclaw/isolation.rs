@@ -2,7 +2,27 @@
 
 use mvm_harness::{Lab, NOWHERE, forms, has_in_memory, holders};
 
-use crate::alice::{ALICE, ELSEWHERE, GATEWAY, KNOWN, OUTSIDE, Outside, WORKER, alice, vmm};
+use crate::alice::{ALICE, ELSEWHERE, GATEWAY, KNOWN, OUTSIDE, Outside, alice, vmm};
+use crate::probe::{Listener, Machine, PORT};
+
+/// Alice's worker: of two that one whose name is hers.
+const WORKER: &str = "alice/alice";
+/// Another user of the tenant, to Telegram.
+const BOB: i64 = 778;
+/// Where a worker takes updates from its gateway.
+const WEBHOOK: u16 = 8787;
+/// Another tenant.
+const CAROL: &str = r#"
+[tenant]
+id = "carol"
+[[pools]]
+id = "workers"
+image = "python"
+vcpus = 1
+mem_mib = 192
+desired_running = 1
+spares = 0
+"#;
 
 /// Asks something by HTTP from inside the worker, and gives status and body, or why there is none.
 const ASK: &str = r#"
@@ -43,10 +63,7 @@ impl Worker<'_> {
 }
 
 fn awake() -> (Lab, Outside) {
-    let (lab, outside, _) = alice(&format!("{KNOWN}[[users]]\nname = \"bob\"\ntelegram = 778\n"));
-    // Of two workers that one is hers whose name is her own.
-    lab.mvm(&["instance", "stop", "alice/bob"]);
-    lab.mvm(&["instance", "destroy", "alice/bob", "--force"]);
+    let (lab, outside, _) = alice(&format!("{KNOWN}[[users]]\nname = \"bob\"\ntelegram = {BOB}\n"));
     outside.talk(ALICE, "wake up");
     (lab, outside)
 }
@@ -134,4 +151,54 @@ fn a_worker_reaches_the_gateway_and_nothing_else() {
                     c.sendall(b'GET http://' + sys.argv[2].encode() + b'/ HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n')\nprint(c.recv(99))";
     lab.exec(WORKER, &["/usr/bin/python3", "-c", absolute, &worker.gateway, &elsewhere]);
     assert!(heard.accept().is_err(), "nobody came there");
+    others_are_out_of_reach(&lab, &outside);
+}
+
+/// Another worker of the tenant, one of another tenant, and the host: all of them listen, and hear nothing of her.
+fn others_are_out_of_reach(lab: &Lab, outside: &Outside) {
+    outside.talk(BOB, "wake up");
+    lab.deploy(CAROL);
+    let id = lab.info(WORKER)["id"].as_str().unwrap().to_owned();
+    let workers = Machine::of_pool(lab, "alice/workers").into_iter();
+    let (hers, mut others): (Vec<_>, Vec<_>) = workers.partition(|worker| worker.address.ends_with(&id));
+    others.extend(Machine::of_pool(lab, "carol/workers"));
+    let ([hers], [bobs, carols]) = (hers.as_slice(), others.as_slice()) else {
+        panic!("{hers:?} {others:?}")
+    };
+
+    let host = lab.host().inside(|| std::net::TcpListener::bind(("0.0.0.0", PORT)).unwrap());
+    host.set_nonblocking(true).unwrap();
+    let listeners = Listener::start_all(lab, &others);
+    let open = others.iter().map(|other| (other.address.as_str(), other.ip.as_str(), PORT));
+    for (target, at) in others.iter().zip(open.clone()) {
+        let itself = target.reach(lab, "itself", &[at]);
+        assert!(itself[at.0].values().all(|how| how == "ok"), "{itself:?}");
+    }
+    let mut tries: Vec<_> = open.collect();
+    tries.push(("bob's webhook", &bobs.ip, WEBHOOK));
+    for (target, outcome) in hers.grope(lab, "directly", &tries) {
+        assert!(outcome.values().all(|how| how != "ok"), "{target}: {outcome:?}");
+        // A connection that nobody answers would be silence.
+        let refused = matches!(outcome["tcp"].as_str(), "ECONNREFUSED" | "EHOSTUNREACH");
+        assert!(refused, "{target}: {outcome:?}");
+    }
+    let (mine, carols_router) = (hers.router().0, carols.router().0);
+    let hosts = ["203.0.113.1", &mine, &carols_router].map(|ip| (ip, ip, PORT));
+    for (target, outcome) in hers.grope(lab, "directly", &hosts) {
+        assert!(outcome.values().all(|how| how != "ok"), "{target}: {outcome:?}");
+    }
+    let gateways = Machine::of_pool(lab, GATEWAY);
+    assert!(hers.forge(lab, &[bobs, carols], &[&gateways[0]]) > 0);
+    assert!(host.accept().is_err(), "nobody came there");
+
+    // What his gateway brings to that webhook, bob's worker hears.
+    let brought = ("gateway", "bob", "update");
+    outside.talk(BOB, "<<gateway|bob|update>>");
+    for listener in listeners {
+        let (listener, heard) = listener.seen(lab);
+        let came =
+            |(by, to, how): &(String, String, String)| (by.as_str(), to.as_str(), how.as_str()) == brought;
+        assert_eq!(heard.iter().any(came), listener.address == bobs.address, "{listener:?}: {heard:?}");
+        assert!(heard.iter().all(came), "{} heard {heard:?}", listener.address);
+    }
 }
