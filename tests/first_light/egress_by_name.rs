@@ -1,12 +1,15 @@
 //! What machines reach by name: what the resolver at `.1` told them, at the port that is named, and no other name at all.
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, UdpSocket};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
-use mvm_harness::{Lab, Namespace, Value};
+use mvm_harness::{Lab, Namespace, Value, json};
 
 use crate::outside::{Outside, SERVER};
 use crate::probe::Machine;
@@ -115,6 +118,46 @@ fn connects(lab: &Lab, machine: &Machine, address: &str, port: u16) -> bool {
     }
 }
 
+/// Something else that listens where a tenant's machines ask for names.
+struct Held(Child);
+
+fn hold_resolver_of(lab: &Lab, machine: &Machine) -> Held {
+    let hold = "import socket, sys\nheld = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+                held.bind((sys.argv[1], 53))\nprint('held', flush=True)\nsys.stdin.read()";
+    let inside = format!("--net=/run/netns/{}", lab.namespaces()[0]);
+    let mut command = lab.host().command("nsenter");
+    command.args([&inside, "--", "python3", "-c", hold, &machine.router().0]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "held");
+    Held(child)
+}
+
+impl Held {
+    fn let_go(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+/// It is said by whoever looks, and once in the log however often it is tried.
+#[track_caller]
+fn assert_nobody_answers(lab: &Lab) {
+    let status = lab.json(&["status", "alice"]);
+    let what = status["troubles"][0]["what"].as_str().unwrap_or_else(|| panic!("{status}"));
+    assert!(what.contains("names are not answered") && what.contains("in use"), "{what}");
+    assert_eq!(lab.json(&["status"])["deployments"][0]["troubles"], 1);
+    let output = lab.try_mvm(&["net", "verify"]);
+    let found = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && found.contains("resolver of tenant alice"), "{found}");
+    let failed = lab.deploy_fails(MANIFEST);
+    assert!(failed.contains("names cannot be answered") && failed.contains("it is tried again"), "{failed}");
+    std::thread::sleep(Duration::from_secs(4));
+    let log = std::fs::read_to_string(lab.log()).unwrap();
+    assert_eq!(log.matches("listen for names at").count(), 1, "{log}");
+}
+
 #[test]
 fn a_name_leads_to_what_it_is_while_it_is_asked_for_and_no_further() {
     let mut lab = Lab::without_agent();
@@ -157,8 +200,14 @@ fn a_name_leads_to_what_it_is_while_it_is_asked_for_and_no_further() {
 
     // What was told outlasts an agent and a sleep, and can be asked for again.
     lab.stop_agent();
+    let held = hold_resolver_of(&lab, &named);
     lab.start_agent_with(&environment);
     assert!(connects(&lab, &named, ALLOWED, PORT));
+    assert_nobody_answers(&lab);
+    held.let_go();
+    lab.wait_for("it is opened after all", || lab.try_mvm(&["net", "verify"]).status.success());
+    assert_eq!(lab.json(&["status", "alice"])["troubles"], json!([]));
+    assert_eq!(ask(&lab, &named, "allowed.test")["found"], ALLOWED);
     lab.mvm(&["instance", "sleep", &named.address]);
     assert!(lab.mvm(&["net", "verify"]).contains("as they should be"));
     lab.mvm(&["instance", "wake", &named.address]);

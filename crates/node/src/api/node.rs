@@ -15,6 +15,7 @@ use mvm_protocol::api::{
 use super::{Failure, Shared, fault, lines};
 use crate::agent::Agent;
 use crate::deploy::{self, Events, Request};
+use crate::resolver;
 use crate::store::{self, PoolRow, TenantRow};
 use crate::usage::count_states;
 
@@ -62,11 +63,19 @@ pub async fn verify(State(agent): Shared) -> Result<Json<NetReport>, Failure> {
     let checked = expected.iter().map(|tenant| 1 + tenant.ports.len()).sum();
     let findings = agent.hands.verify_networks(expected).await;
     let findings = findings.map_err(|error| fault(ErrorCode::Failed, error))?;
-    let findings = findings
-        .into_iter()
-        .map(|f| NetFinding { object: f.object, expected: f.expected, found: f.found, remedy: f.remedy })
-        .collect();
-    Ok(Json(NetReport { checked, findings }))
+    let findings = findings.into_iter().map(|f| NetFinding {
+        object: f.object,
+        expected: f.expected,
+        found: f.found,
+        remedy: f.remedy,
+    });
+    let resolvers = agent.resolvers.troubles().into_iter().map(|(tenant, why)| NetFinding {
+        object: format!("resolver of tenant {tenant}"),
+        expected: "answers to machines that ask for names".to_owned(),
+        found: why,
+        remedy: resolver::REMEDY.to_owned(),
+    });
+    Ok(Json(NetReport { checked, findings: findings.chain(resolvers).collect() }))
 }
 
 pub async fn scrub(State(agent): Shared) -> Result<Json<ScrubReport>, Failure> {

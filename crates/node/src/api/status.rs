@@ -14,6 +14,7 @@ use mvm_protocol::api::{
 use super::node::expected_network;
 use super::{Failure, Shared, fault, instances, parsed, tenants};
 use crate::agent::Agent;
+use crate::resolver;
 use crate::scale::Reserve;
 use crate::status::{self, DAY_MS, KINDS, Recent};
 use crate::store::{self, PoolRow, TenantRow, now_millis};
@@ -80,6 +81,10 @@ async fn of(agent: &Agent, row: &TenantRow) -> Result<TenantStatus, Failure> {
     if row.doomed {
         let what = format!("{} is being destroyed", row.id);
         troubles.push(Trouble { what, remedy: "nothing: it is gone when that is done".to_owned() });
+    }
+    if let Some(why) = agent.resolvers.trouble(&row.id) {
+        let what = format!("names are not answered to machines of {}: {why}", row.id);
+        troubles.push(Trouble { what, remedy: resolver::REMEDY.to_owned() });
     }
     let of_pools: Vec<_> = pool_status
         .iter()

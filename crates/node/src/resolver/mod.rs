@@ -15,10 +15,12 @@ mod upstream;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use mvm_host::ResolverSockets;
 use mvm_model::{Egress, HostName, TenantId};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::Agent;
@@ -32,14 +34,31 @@ pub use upstream::{Found, LookupFailed, Upstream};
 /// machine's clock may stand still meanwhile.
 const GRACE: Duration = Duration::from_secs(120);
 
+/// Pauses between attempts to open one that could not be opened.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What to do about one that cannot be opened.
+pub const REMEDY: &str = "nothing, once its address is free: it is tried again, at least once a minute. `ss -lntup` in the tenant's \
+                          namespace (`ip netns`) names what has it";
+
 /// The resolvers of tenants that have one.
 #[derive(Debug, Default)]
 pub struct Resolvers {
-    open: Mutex<HashMap<TenantId, AbortOnDropHandle<()>>>,
+    kept: Mutex<HashMap<TenantId, Kept>>,
+}
+
+/// One that answers, or is tried to be opened again and again.
+#[derive(Debug)]
+struct Kept {
+    task: AbortOnDropHandle<()>,
+    /// Why it does not answer.
+    trouble: watch::Receiver<Option<String>>,
 }
 
 impl Resolvers {
-    /// Has a tenant have a resolver exactly where a pool of it reaches something by name. Its network has to be there.
+    /// Has a tenant have a resolver exactly where a pool of it reaches something by name. One that cannot be opened is opened
+    /// once it can be.
     ///
     /// # Errors
     /// In words, for people.
@@ -51,46 +70,57 @@ impl Resolvers {
             self.close(&tenant.id).await;
             return Ok(());
         }
-        let sockets = match agent.hands.open_resolver(agent.network_of(tenant)).await {
-            Ok(sockets) => sockets,
-            // In a network that was made anew they could be opened.
-            Err(_) if self.is_open(&tenant.id) => return Ok(()),
-            Err(error) => return Err(format!("names cannot be answered: {error}")),
-        };
-        let resolver = Arc::new(Resolver {
+        let resolver = Resolver {
             agent: Arc::clone(agent),
             tenant: tenant.clone(),
             told: Mutex::default(),
             complaints: Denials::default(),
-        });
-        let serving = async move {
-            let decide = move |who, asked| {
-                let resolver = Arc::clone(&resolver);
-                async move { resolver.decide(who, asked).await }
-            };
-            if let Err(error) = listen::serve(sockets, decide).await {
-                tracing::error!(%error, "a tenant's resolver ended");
-            }
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(serving));
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.id.clone(), task);
-        Ok(())
+        let sockets = resolver.open().await;
+        let why = sockets.as_ref().err().cloned();
+        // In a network that was made anew they could be opened.
+        if why.is_none() || !self.is_kept(&tenant.id) {
+            let (telling, trouble) = watch::channel(why.clone());
+            let task = AbortOnDropHandle::new(tokio::spawn(Arc::new(resolver).stay(sockets, telling)));
+            self.all().insert(tenant.id.clone(), Kept { task, trouble });
+            return why.map_or(Ok(()), |why| Err(told(&why)));
+        }
+        self.trouble(&tenant.id).map_or(Ok(()), |why| Err(told(&why)))
     }
 
     /// Closes a tenant's resolver: its sockets would keep the tenant's network alive.
     pub async fn close(&self, tenant: &TenantId) {
-        let task = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
-        if let Some(task) = task {
+        let kept = self.all().remove(tenant);
+        if let Some(Kept { task, .. }) = kept {
             task.abort();
             // It ends as one that was told to, and has the sockets until then.
             let _ = task.await;
         }
     }
 
-    fn is_open(&self, tenant: &TenantId) -> bool {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(tenant).is_some_and(|task| !task.is_finished())
+    /// Why a tenant's machines get no answers, where they should.
+    pub fn trouble(&self, tenant: &TenantId) -> Option<String> {
+        self.all().get(tenant)?.trouble.borrow().clone()
     }
+
+    /// The tenants that have such trouble, and why.
+    pub fn troubles(&self) -> Vec<(TenantId, String)> {
+        let all = self.all();
+        let troubled = all.iter().filter_map(|(id, kept)| Some((id.clone(), kept.trouble.borrow().clone()?)));
+        troubled.collect()
+    }
+
+    fn is_kept(&self, tenant: &TenantId) -> bool {
+        self.all().get(tenant).is_some_and(|kept| !kept.task.is_finished())
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<TenantId, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn told(why: &str) -> String {
+    format!("names cannot be answered: {why}; it is tried again")
 }
 
 /// One tenant's.
@@ -105,6 +135,50 @@ struct Resolver {
 }
 
 impl Resolver {
+    /// Answers, and where it cannot, tries to until it can.
+    async fn stay(
+        self: Arc<Self>,
+        mut sockets: Result<ResolverSockets, String>,
+        trouble: watch::Sender<Option<String>>,
+    ) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let why = match sockets {
+                Ok(sockets) => {
+                    if trouble.send_replace(None).is_some() {
+                        tracing::info!(tenant = %self.tenant.id, "names are answered again");
+                    }
+                    Arc::clone(&self).serve(sockets).await
+                }
+                Err(why) => why,
+            };
+            if trouble.borrow().as_ref() != Some(&why) {
+                tracing::error!(tenant = %self.tenant.id, %why, "names are not answered");
+                trouble.send_replace(Some(why));
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+            sockets = self.open().await;
+        }
+    }
+
+    async fn open(&self) -> Result<ResolverSockets, String> {
+        let network = self.agent.network_of(&self.tenant);
+        self.agent.hands.open_resolver(network).await.map_err(|error| error.to_string())
+    }
+
+    /// Answers; why not any more.
+    async fn serve(self: Arc<Self>, sockets: ResolverSockets) -> String {
+        let decide = move |who, asked| {
+            let resolver = Arc::clone(&self);
+            async move { resolver.decide(who, asked).await }
+        };
+        match listen::serve(sockets, decide).await {
+            Ok(()) => "it ended".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
     async fn decide(&self, who: Ipv4Addr, asked: Kind) -> Reply {
         let (name, wants_addresses) = match asked {
             Kind::Addresses(name) => (name, true),
