@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
 use crate::error::{Doing, Error, Result};
 use crate::memory::{GuestMemory, PAGE, Run};
+use crate::sparse;
 
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const CHECKSUMS: &str = "checksums";
@@ -142,7 +143,7 @@ impl Flat {
     pub(crate) fn copy_of(below: &Path, folder: &Path, pages: u64) -> Result<Self> {
         let mut copy = Self::create(folder, pages)?;
         let from = File::open(below.join(MEMORY)).doing(|| format!("open {}", below.display()))?;
-        copy_sparse(&from, &copy.file).doing(|| format!("copy {}", below.display()))?;
+        sparse::copy(&from, &copy.file).doing(|| format!("copy {}", below.display()))?;
         copy.checksums = read_checksums(below)?;
         Ok(copy)
     }
@@ -269,28 +270,6 @@ pub(crate) fn read_checksums(folder: &Path) -> Result<Checksums> {
     let path = folder.join(CHECKSUMS);
     let bytes = fs::read(&path).doing(|| format!("read {}", path.display()))?;
     Checksums::parse(&bytes).ok_or_else(|| Error::Answer(format!("{} is not whole", path.display())))
-}
-
-/// Copies what has content, and leaves holes.
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    if ioctl_ficlone(to, from).is_ok() {
-        return Ok(());
-    }
-    let mut at = 0;
-    loop {
-        let start = match seek(from, SeekFrom::Data(at)) {
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            other => other?,
-        };
-        at = seek(from, SeekFrom::Hole(start))?;
-        let (mut read, mut written) = (start, start);
-        while read < at {
-            let length = usize_of(at - read);
-            if copy_file_range(from, Some(&mut read), to, Some(&mut written), length)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-    }
 }
 
 /// A check of a flat memory's whole content, which takes a while: it can be told to end early.

@@ -40,6 +40,7 @@ mod qmp;
 pub mod requirements;
 mod shape;
 mod snapshot;
+mod sparse;
 mod sys;
 
 pub use accel::{Accel, AccelProbe};
