@@ -10,12 +10,15 @@ use crate::workers::{POOL, Workers, bases, count, fill_memory, folder_of, how, s
 const fn table(point: KillPoint) -> &'static str {
     match point {
         SleepBegun | SleepDrained | SleepPaused | SleepWritten | SleepCommitted | SleepEnded => "sleep",
+        SleepPagesBegun | SleepPagesWritten | SleepDeviceWritten | SleepManifestWritten => "snapshot",
+        OwnOpened | OwnPartlyWritten | OwnContentWritten => "own image",
+        SpareTaken | SpareMoved | SpareWrittenDown | SpareTapNamed | SpareDiskGiven => "spare",
         WakeBegun | WakeLaunched | WakeRecorded | WakeRestored | WakeConsumed | WakeGoing | WakeConfirmed
         | WakeReady | WakeCommitted => "wake",
         StartBegun | StartLaunched | StartRecorded | StartLoaded | StartGoing | StartConfirmed
         | StartReady | StartCommitted => "clone",
         WarmBegun | WarmPaused | ResumeBegun => "warm",
-        BaseLaunched | BaseWritten | BaseCommitted => "base",
+        BaseLaunched | BasePartlyWritten | BaseWritten | BaseCommitted => "base",
         // They use no memory that is kept, or no other than these: tests/first_light, tests/daily.
         DeployDisksMade
         | DeployCommitted
@@ -61,15 +64,25 @@ enum Dies {
     Vmm,
 }
 
+const ALL: &[Dies] = &[Dies::Agent, Dies::AgentAndVmm, Dies::Vmm];
+
 /// What the machine's memory is when the act begins that is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Memory {
     /// Pages over the base, copied.
     Delta,
-    /// An own image, mapped.
+    /// An own image, which it maps if it woke before.
     Own,
+    /// An own image that it maps, so that it is updated in place.
+    Mapped,
     /// Pages over the base, in a VMM that was started ahead.
     Spare,
+}
+
+impl Memory {
+    fn is_own(self) -> bool {
+        matches!(self, Self::Own | Self::Mapped)
+    }
 }
 
 /// What may become of the memory: exactly one of them, at each point.
@@ -85,15 +98,21 @@ enum Fate {
 
 fn fate(point: KillPoint, dies: Dies) -> Fate {
     match point {
-        SleepBegun | SleepDrained | SleepPaused | SleepWritten | WarmBegun | WarmPaused | ResumeBegun
-        | WakeCommitted
+        SleepBegun | SleepDrained | SleepPaused | SleepPagesBegun | OwnOpened | OwnPartlyWritten
+        | OwnContentWritten | SleepPagesWritten | SleepDeviceWritten | SleepManifestWritten
+        | SleepWritten | WarmBegun | WarmPaused | ResumeBegun | WakeCommitted
             if dies == Dies::Agent =>
         {
             Fate::RunsOn
         }
-        // The agent commits what was written whole.
-        SleepWritten if dies == Dies::Vmm => Fate::Wakes,
+        // All that is needed of the VMM is read: the agent writes it whole, and commits it.
+        OwnContentWritten | SleepPagesWritten | SleepDeviceWritten | SleepManifestWritten | SleepWritten
+            if dies == Dies::Vmm =>
+        {
+            Fate::Wakes
+        }
         SleepCommitted | SleepEnded | WakeBegun | WakeLaunched | WakeRecorded | WakeRestored => Fate::Wakes,
+        SpareTaken | SpareMoved | SpareWrittenDown | SpareTapNamed | SpareDiskGiven => Fate::Wakes,
         _ => Fate::StartsAnew,
     }
 }
@@ -143,6 +162,7 @@ impl Worker {
     }
 
     /// Begins as a clone, with memory of this kind, where it was started without the one that it had.
+    #[track_caller]
     fn get_ready(&mut self, lab: &Lab, memory: Memory) {
         if self.count > 1 {
             return;
@@ -151,8 +171,13 @@ impl Worker {
             start_anew(lab, &self.address);
             (self.count, self.lines) = count(lab);
         }
-        if memory == Memory::Own {
+        if memory.is_own() {
             fill_memory(lab, &self.address);
+        }
+        if memory == Memory::Mapped {
+            lab.mvm(&["instance", "sleep", &self.address]);
+            lab.mvm(&["instance", "wake", &self.address]);
+            assert_eq!(how(lab, &self.address), "wake", "{}", lab.info(&self.address));
         }
     }
 
@@ -186,11 +211,11 @@ impl Worker {
     }
 }
 
-fn sleep_table(memory: Memory) {
+fn sleep_table(memory: Memory, points: &str, all_dies: &[Dies]) {
     let mut lab = Workers::default().in_lab();
     let mut worker = Worker::new(&lab, POOL);
-    for dies in [Dies::Agent, Dies::AgentAndVmm, Dies::Vmm] {
-        for point in points_of("sleep") {
+    for dies in all_dies.iter().copied() {
+        for point in points_of(points) {
             let at = format!("{memory:?}, {dies:?} at {}", point.name());
             worker.get_ready(&lab, memory);
             let before = launches(&lab);
@@ -200,7 +225,7 @@ fn sleep_table(memory: Memory) {
             let fate = fate(point, dies);
             if fate == Fate::Wakes {
                 assert_eq!(lab.state(POOL), "sleeping", "{at}");
-                assert_eq!(folder_of(&lab, POOL).join("own").exists(), memory == Memory::Own, "{at}");
+                assert_eq!(folder_of(&lab, POOL).join("own").exists(), memory.is_own(), "{at}");
             }
             worker.meets(&lab, &fate, before, &at);
         }
@@ -209,15 +234,30 @@ fn sleep_table(memory: Memory) {
 
 #[test]
 fn a_delta_that_is_being_written_is_used_once_or_not_at_all() {
-    sleep_table(Memory::Delta);
+    sleep_table(Memory::Delta, "sleep", ALL);
+}
+
+#[test]
+fn a_delta_of_which_a_part_is_written_is_used_once_or_not_at_all() {
+    sleep_table(Memory::Delta, "snapshot", ALL);
 }
 
 #[test]
 fn an_own_image_that_is_being_written_is_used_once_or_not_at_all() {
-    sleep_table(Memory::Own);
+    sleep_table(Memory::Own, "sleep", ALL);
 }
 
-fn wake_table(memory: Memory, all_dies: &[Dies]) {
+#[test]
+fn an_own_image_of_which_a_part_is_written_is_used_once_or_not_at_all() {
+    sleep_table(Memory::Own, "snapshot", &[Dies::Agent, Dies::AgentAndVmm]);
+}
+
+#[test]
+fn an_own_image_that_is_updated_in_place_is_used_once_or_not_at_all() {
+    sleep_table(Memory::Mapped, "own image", ALL);
+}
+
+fn wake_table(memory: Memory, points: &str, all_dies: &[Dies]) {
     let spares = u32::from(memory == Memory::Spare);
     let mut lab = Workers { spares, ..Workers::default() }.in_lab();
     let worker = lab.instances(POOL).remove(0);
@@ -230,11 +270,11 @@ fn wake_table(memory: Memory, all_dies: &[Dies]) {
         other
     });
     for dies in all_dies.iter().copied() {
-        for point in points_of("wake") {
+        for point in points_of(points) {
             let at = format!("{memory:?}, {dies:?} at {}", point.name());
             worker.get_ready(&lab, memory);
             lab.mvm(&["instance", "sleep", &worker.address]);
-            assert_eq!(folder_of(&lab, &worker.address).join("own").exists(), memory == Memory::Own, "{at}");
+            assert_eq!(folder_of(&lab, &worker.address).join("own").exists(), memory.is_own(), "{at}");
             lab.restart_agent_with(&interrupted(point, dies));
             lab.settle();
             let ahead = other.as_ref().map(|other| {
@@ -263,22 +303,27 @@ fn wake_table(memory: Memory, all_dies: &[Dies]) {
 
 #[test]
 fn a_delta_is_woken_from_once_or_never_again() {
-    wake_table(Memory::Delta, &[Dies::Agent, Dies::AgentAndVmm]);
+    wake_table(Memory::Delta, "wake", &[Dies::Agent, Dies::AgentAndVmm]);
 }
 
 #[test]
 fn a_delta_whose_vmm_dies_under_its_agent_is_woken_from_once_or_never_again() {
-    wake_table(Memory::Delta, &[Dies::Vmm]);
+    wake_table(Memory::Delta, "wake", &[Dies::Vmm]);
 }
 
 #[test]
 fn an_own_image_is_woken_from_once_or_never_again() {
-    wake_table(Memory::Own, &[Dies::AgentAndVmm, Dies::Vmm]);
+    wake_table(Memory::Own, "wake", &[Dies::AgentAndVmm, Dies::Vmm]);
 }
 
 #[test]
 fn a_delta_in_a_spare_is_woken_from_once_or_never_again() {
-    wake_table(Memory::Spare, &[Dies::Agent, Dies::Vmm]);
+    wake_table(Memory::Spare, "wake", &[Dies::Agent, Dies::Vmm]);
+}
+
+#[test]
+fn a_spare_that_is_half_a_machine_leaves_the_snapshot_to_another_vmm() {
+    wake_table(Memory::Spare, "spare", &[Dies::Agent, Dies::Vmm]);
 }
 
 #[test]

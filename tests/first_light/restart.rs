@@ -16,6 +16,10 @@ const fn act(point: KillPoint) -> &'static str {
         | BaseLaunched | BaseWritten | BaseCommitted => "deploy",
         // tests/clones
         WarmBegun | WarmPaused | ResumeBegun => "warm",
+        BasePartlyWritten => "base",
+        SleepPagesBegun | SleepPagesWritten | SleepDeviceWritten | SleepManifestWritten => "snapshot",
+        OwnOpened | OwnPartlyWritten | OwnContentWritten => "own image",
+        SpareTaken | SpareMoved | SpareWrittenDown | SpareTapNamed | SpareDiskGiven => "spare",
         SleepBegun | SleepDrained | SleepPaused | SleepWritten | SleepCommitted | SleepEnded => "sleep",
         WakeBegun | WakeLaunched | WakeRecorded | WakeRestored | WakeConsumed | WakeGoing | WakeConfirmed
         | WakeReady | WakeCommitted => "wake",

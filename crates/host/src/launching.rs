@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::InstanceId;
 use mvm_network::{PortSpec, TenantNetwork};
 use mvm_vmm::{
@@ -112,6 +113,7 @@ impl Inner {
         }
         remove_folder(&to)?;
         std::fs::rename(from, &to).map_err(HostError::at(&to))?;
+        reached(KillPoint::SpareMoved);
         self.write_down(instance, launched)
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceId, SnapshotCompression};
 use mvm_network::PortSpec;
 use mvm_vmm::{
@@ -193,16 +194,24 @@ impl Host {
         instance: InstanceId,
     ) -> Result<(Box<dyn Machine>, Number), HostError> {
         let Spare { machine, spec, place: Nameless { tap, number, run_dir, .. }, .. } = spare;
+        reached(KillPoint::SpareTaken);
         let process = machine.identity().clone();
         let mut own = launched.clone();
         (own.spec.name, own.spec.uid) = (spec.name, spec.uid);
         let (written, from) = (own.clone(), run_dir.clone());
         let assigned = async {
             self.blocking(move |inner| inner.move_in(instance, &from, &written)).await?;
+            reached(KillPoint::SpareWrittenDown);
             let (shape, target) = (own.shape.clone(), own.spec.clone());
-            let naming =
-                self.with_network(&own, move |nets, l| nets.assign_tap(&l.network, tap, l.port.offset));
-            let assigning = tokio::time::timeout(SPARE_PATIENCE, machine.assign(&target, shape));
+            let naming = self.with_network(&own, move |nets, l| {
+                let named = nets.assign_tap(&l.network, tap, l.port.offset);
+                named.inspect(|()| reached(KillPoint::SpareTapNamed))
+            });
+            let assigning = async {
+                let assigned = machine.assign(&target, shape).await;
+                assigned.inspect(|_| reached(KillPoint::SpareDiskGiven))
+            };
+            let assigning = tokio::time::timeout(SPARE_PATIENCE, assigning);
             let (named, machine) = tokio::join!(naming, assigning);
             named.and(Ok(machine.map_err(|_| HostError::SilentSpare)??))
         };

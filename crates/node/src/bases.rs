@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mvm_host::{AtRest, BaseFacts, BaseLaunch};
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{PoolId, TenantId};
 use mvm_protocol::PROTOCOL_VERSION;
 use mvm_protocol::control::{GuestReply, GuestRequest};
@@ -19,7 +20,6 @@ use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, AgentError};
-use crate::kill_point::{KillPoint, reached};
 use crate::session::Session;
 use crate::store::{self, Audit, BaseRow, PoolRow, now_millis, now_secs};
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{DesiredCounts, InstanceState, PoolId, TenantId};
 use mvm_protocol::api::{ApiError, ErrorCode};
 
 use crate::agent::{Agent, AgentError};
 use crate::deploy;
-use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
 use crate::store::{self, Audit, StoreError};
 

@@ -25,7 +25,6 @@
 //! | [`doctor`] | whether this host can have an agent at all |
 //! | [`seal`] | secrets at rest |
 //! | `systemd` | a socket opened ahead, and word of how the agent is |
-//! | [`kill_point`] | where tests have the agent die |
 //! | [`api`] | HTTP over the agent's Unix socket |
 
 pub mod agent;
@@ -39,7 +38,6 @@ pub mod deploy;
 pub mod destroy;
 pub mod doctor;
 pub mod hostbound;
-pub mod kill_point;
 pub mod machine;
 pub mod policy;
 pub mod pools;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mvm_kill_point::{KillPoint, reached};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 
 use crate::error::{Doing, Error, Result};
@@ -165,13 +166,15 @@ impl Flat {
             // What an earlier attempt did not write is as it was checked then.
             Checksums::of(&file).doing(|| format!("read {}", path.display()))?
         };
+        reached(KillPoint::OwnOpened);
         Ok(Self { folder: folder.to_owned(), file, checksums })
     }
 
-    /// Takes in the pages of these runs as they are in the guest. What it took of the disk it gives back where that fails.
-    pub(crate) fn update(&mut self, memory: &GuestMemory, runs: &[Run]) -> Result<()> {
+    /// Takes in the pages of these runs as they are in the guest. What it took of the disk it gives back where that fails. The
+    /// point is what tests call the moments in the middle of it.
+    pub(crate) fn update(&mut self, memory: &GuestMemory, runs: &[Run], point: KillPoint) -> Result<()> {
         let before = self.checksums.clone();
-        self.take_in(memory, runs).inspect_err(|_| self.empty_again(&before))
+        self.take_in(memory, runs, point).inspect_err(|_| self.empty_again(&before))
     }
 
     /// Makes holes again of pieces that were all zeros: a VMM that maps them has pages of its own where they are not now.
@@ -183,7 +186,7 @@ impl Flat {
         }
     }
 
-    fn take_in(&mut self, memory: &GuestMemory, runs: &[Run]) -> Result<()> {
+    fn take_in(&mut self, memory: &GuestMemory, runs: &[Run], point: KillPoint) -> Result<()> {
         let doing = || format!("write the guest's pages to {}", self.folder.join(MEMORY).display());
         let mut buffer = vec![0; PORTION];
         let mut runs = runs.iter().copied().peekable();
@@ -193,6 +196,7 @@ impl Flat {
             let portion = &mut buffer[..usize::try_from((end - first) * PAGE).unwrap_or(PORTION)];
             update_portion(&self.file, &mut self.checksums, memory, first, portion, &mut runs)
                 .doing(doing)?;
+            reached(point);
         }
         Ok(())
     }
@@ -365,6 +369,8 @@ mod tests {
     use super::*;
     use crate::memory::tests::{GUEST_PAGES, guest};
 
+    const POINT: KillPoint = KillPoint::OwnPartlyWritten;
+
     fn content(folder: &Path) -> BTreeMap<u64, u8> {
         let bytes = fs::read(folder.join(MEMORY)).unwrap();
         assert_eq!(bytes.len() as u64, GUEST_PAGES * PAGE);
@@ -388,13 +394,13 @@ mod tests {
         ) {
             let folder = tempfile::tempdir().unwrap();
             let mut flat = Flat::create(folder.path(), GUEST_PAGES).unwrap();
-            flat.update(&guest(&below).memory, &runs_of(&below)).unwrap();
+            flat.update(&guest(&below).memory, &runs_of(&below), POINT).unwrap();
             let sums = flat.finish(0o400).unwrap();
             prop_assert_eq!(&read_checksums(folder.path()).unwrap(), &sums);
 
             let second = tempfile::tempdir().unwrap();
             let mut flat = Flat::copy_of(folder.path(), second.path(), GUEST_PAGES).unwrap();
-            flat.update(&guest(&above).memory, &runs_of(&above)).unwrap();
+            flat.update(&guest(&above).memory, &runs_of(&above), POINT).unwrap();
             let sums = flat.finish(0o600).unwrap();
             let mut expected = below;
             expected.extend(above);
@@ -409,7 +415,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let mut flat = Flat::create(folder.path(), GUEST_PAGES).unwrap();
             let pages = (64..200).map(|page| (page, 3)).collect();
-            flat.update(&guest(&pages).memory, &runs_of(&pages)).unwrap();
+            flat.update(&guest(&pages).memory, &runs_of(&pages), POINT).unwrap();
             flat.finish(0o600).unwrap();
             let file = File::options().read(true).write(true).open(folder.path().join(MEMORY)).unwrap();
             let (offset, mut byte) = (page * PAGE + at, [0]);
@@ -426,18 +432,18 @@ mod tests {
         let (first, second): (BTreeMap<u64, u8>, _) =
             ((0..100).map(|p| (p, 1)).collect(), (50..150).map(|p| (p, 2)));
         let mut flat = Flat::create(folder.path(), GUEST_PAGES).unwrap();
-        flat.update(&guest(&first).memory, &runs_of(&first)).unwrap();
+        flat.update(&guest(&first).memory, &runs_of(&first), POINT).unwrap();
         flat.finish(0o600).unwrap();
         assert!(FlatCheck::unless_changing(folder.path()).unwrap().is_some());
 
         let second: BTreeMap<u64, u8> = second.collect();
-        Flat::open(folder.path()).unwrap().update(&guest(&second).memory, &runs_of(&second)).unwrap();
+        Flat::open(folder.path()).unwrap().update(&guest(&second).memory, &runs_of(&second), POINT).unwrap();
         assert!(FlatCheck::unless_changing(folder.path()).unwrap().is_none());
         assert!(FlatCheck::of(folder.path()).is_err(), "nothing wakes from it");
 
         let third: BTreeMap<u64, u8> = (140..160).map(|page| (page, 3)).collect();
         let mut flat = Flat::open(folder.path()).unwrap();
-        flat.update(&guest(&third).memory, &runs_of(&third)).unwrap();
+        flat.update(&guest(&third).memory, &runs_of(&third), POINT).unwrap();
         flat.finish(0o600).unwrap();
         let expected: BTreeMap<u64, u8> = first.into_iter().chain(second).chain(third).collect();
         assert_eq!(content(folder.path()), expected);

@@ -12,8 +12,6 @@ mod crash;
 mod debian;
 mod echo;
 mod http;
-#[path = "../../../crates/node/src/kill_point/table.rs"]
-mod kill_point;
 mod namespace;
 mod previous;
 mod reboot;
@@ -31,7 +29,7 @@ pub use crash::{answered, assert_tidy, die_in, kill_at, stop_in};
 pub use debian::{Debian, package};
 pub use echo::{Echo, echo, echo_image, echo_with, now};
 pub use http::{Connection, Response};
-pub use kill_point::KillPoint;
+pub use mvm_kill_point::KillPoint;
 pub use namespace::Namespace;
 pub use previous::previous_mvm;
 pub use search::{NOWHERE, forms, fresh, has_in_memory, holders};

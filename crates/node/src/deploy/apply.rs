@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::manifest::Deployment;
 use mvm_model::{InstanceId, Requirement, TenantId};
 use mvm_protocol::api::{ApiError, DeployEvent, DeployMode, ErrorCode, UserLink};
@@ -17,7 +18,6 @@ use super::wish::{Request, Wish};
 use super::{Events, at_key, failed, invalid};
 use crate::agent::Agent;
 use crate::create::{self, GivenDisk};
-use crate::kill_point::{KillPoint, reached};
 use crate::publish::Bound;
 use crate::store::{self, Audit, NewInstance, Place, TenantRow};
 use crate::users;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::manifest::Deployment;
 use mvm_model::{InstanceState, Role};
 use mvm_protocol::api::{ApiError, DeployEvent};
@@ -10,7 +11,6 @@ use super::plan::Plan;
 use super::{Events, failed};
 use crate::agent::Agent;
 use crate::bases;
-use crate::kill_point::{KillPoint, reached};
 use crate::machine::{ActError, Machine};
 use crate::publish::Bound;
 use crate::store::{self, TenantRow};

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::InstanceState;
 use tokio::sync::oneshot;
 
 use super::stop::goal_after;
 use super::task::{Task, answer, failed};
 use super::{ActError, Asker, Reply, Said};
-use crate::kill_point::{KillPoint, reached};
 use crate::store::InstanceRow;
 
 /// A data disk that holds still. Its machine may wait for it to be let go of.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::Role;
 use mvm_protocol::PROTOCOL_VERSION;
 use mvm_protocol::SecretBytes;
@@ -16,7 +17,6 @@ use tokio::net::UnixStream;
 use super::ActError;
 use super::task::{Task, failed};
 use crate::hostbound;
-use crate::kill_point::{KillPoint, reached};
 use crate::session::{Conversation, Session};
 use crate::store::now_millis;
 use crate::users;

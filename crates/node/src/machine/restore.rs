@@ -1,11 +1,11 @@
 //! Restores: another data disk in the place of its own, and a machine that begins anew with it.
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceState, Operation};
 
 use super::stop::goal_after;
 use super::task::{Task, failed};
 use super::{ActError, OtherDisk};
-use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent};
 
 impl Task {

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use mvm_host::SnapshotFacts;
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceState, Operation, PoolSpec};
 use mvm_protocol::control::{GuestReply, GuestRequest};
 
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
-use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent, now_millis};
 
 /// A guest may name any time; one beyond the year 9999 is none.

@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use mvm_host::{Launch, LaunchKind, SnapshotMemory};
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::Operation;
 use mvm_protocol::api::{StartReport, millis};
 use tokio::net::UnixStream;
 
 use super::task::{Task, failed};
 use super::{ActError, Asker, CameUp};
-use crate::kill_point::{KillPoint, reached};
 use crate::store::{self, Audit, Goal, Intent, PoolRow, Recorded};
 use crate::{bases, spares};
 

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceState, Operation, PoolSpec, RuntimePolicy};
 use mvm_protocol::control::GuestRequest;
 
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
 use crate::agent::Admission;
-use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Goal, Intent};
 
 /// What a VMM gets beyond the guest's own grace to end after its guest has powered off.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mvm_host::MachineEnded;
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceState, Operation, PoolSpec, RestartPolicy};
 use mvm_protocol::control::{Clock, Generation, GuestRequest};
 use tokio::sync::{mpsc, watch};
@@ -18,7 +19,6 @@ use super::lease::{Lease, Leases};
 use super::{ActError, Asker, Command, Machine, Outcome, Reply, View};
 use crate::agent::{Admission, Agent};
 use crate::destroy::want_no_more;
-use crate::kill_point::{KillPoint, reached};
 use crate::session::{Link, Session};
 use crate::store::{Audit, Goal, InstanceRow, Intent, Place, TenantRow, now_millis, remove_instance};
 use restart::Restart;

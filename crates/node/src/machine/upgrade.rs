@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceState, Operation};
 use mvm_protocol::control::GuestRequest;
 
 use super::stop::goal_after;
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome, Said, UpgradeOrder};
-use crate::kill_point::{KillPoint, reached};
 use crate::store::{self, Audit, Intent, Upgrade, now_secs};
 
 impl Task {

@@ -1,11 +1,11 @@
 //! Warm: the VMM holds the memory, the processors stand still. Resuming is a wake without a snapshot: only clock and
 //! generation are new.
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::Operation;
 
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
-use crate::kill_point::{KillPoint, reached};
 use crate::store::{Audit, Intent};
 
 impl Task {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mvm_kill_point::KillPoint;
 use serde::{Deserialize, Serialize};
 
 use super::folder::{into_folder, read_part, write_durably};
@@ -146,7 +147,7 @@ pub(crate) fn write(
     let info = into_folder(&new, |folder| {
         let runs = memory.private_runs().doing(|| "find the guest's pages".into())?;
         let mut flat = Flat::create(folder, memory.pages())?;
-        flat.update(memory, &runs)?;
+        flat.update(memory, &runs, KillPoint::BasePartlyWritten)?;
         let checksums = flat.finish(MODE)?;
         write_durably(&folder.join(DEVICE), device)?;
         let metadata = Metadata {

@@ -24,6 +24,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::SnapshotCompression;
 use serde::{Deserialize, Serialize};
 
@@ -429,12 +430,15 @@ fn write_parts(
             (MemoryPart::Delta { base: base.id(), pages }, bytes, memory_bytes)
         }
     };
+    reached(KillPoint::SleepPagesWritten);
     write_durably(&folder.join(DEVICE), device)?;
+    reached(KillPoint::SleepDeviceWritten);
     let device = Part::of(device);
     let metadata =
         Metadata { version: VERSION, cipher: Cipher::None, key_id: None, facts, shape, disk, device, memory };
     let text = serde_json::to_vec_pretty(&metadata).map_err(|error| Error::Answer(error.to_string()))?;
     write_durably(&folder.join(METADATA), &text)?;
+    reached(KillPoint::SleepManifestWritten);
     let bytes = text.len() as u64 + metadata.device.bytes + bytes;
     let digest = blake3::hash(&text).to_hex().to_string();
     Ok(SnapshotInfo { digest, bytes, memory_bytes, memory: metadata.memory.kind() })
@@ -447,21 +451,24 @@ fn make_own(own: &Path, memory: &GuestMemory, base: &MemoryBase, runs: &[Run]) -
     // One of an earlier life of the machine.
     remove(own)?;
     into_folder(own, |partial| {
-        let flat = match base {
+        let mut flat = match base {
             MemoryBase::Shared { folder, .. } => Flat::copy_of(folder, partial, memory.pages())?,
             _ => Flat::create(partial, memory.pages())?,
         };
-        finish_own(flat, partial, memory, runs)
+        flat.update(memory, runs, KillPoint::SleepPagesBegun)?;
+        finish_own(flat, partial)
     })
 }
 
 /// The VMM does not look at the pages that change: it has its own of them. What an earlier attempt left is written over.
 fn update_own(own: &Path, memory: &GuestMemory, runs: &[Run]) -> Result<OwnWritten> {
-    finish_own(Flat::open(own)?, own, memory, runs)
+    let mut flat = Flat::open(own)?;
+    flat.update(memory, runs, KillPoint::OwnPartlyWritten)?;
+    reached(KillPoint::OwnContentWritten);
+    finish_own(flat, own)
 }
 
-fn finish_own(mut flat: Flat, folder: &Path, memory: &GuestMemory, runs: &[Run]) -> Result<OwnWritten> {
-    flat.update(memory, runs)?;
+fn finish_own(flat: Flat, folder: &Path) -> Result<OwnWritten> {
     let checksums = flat.finish(0o600)?;
     sync_folder(folder)?;
     let file = File::open(folder.join(crate::flat::MEMORY)).doing(|| format!("open {}", folder.display()))?;

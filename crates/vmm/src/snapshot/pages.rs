@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::SnapshotCompression;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,7 @@ fn write_all(
                 output.page(page)?;
             }
         }
+        reached(KillPoint::SleepPagesBegun);
     }
     output.end_block()?;
     let pages: u64 = kept.iter().map(|run| run.count).sum();
@@ -403,7 +405,7 @@ mod tests {
         ) {
             let folder = tempfile::tempdir().unwrap();
             let mut flat = Flat::create(folder.path(), GUEST_PAGES).unwrap();
-            flat.update(&guest(&base).memory, &runs_of(&base)).unwrap();
+            flat.update(&guest(&base).memory, &runs_of(&base), KillPoint::BasePartlyWritten).unwrap();
             let checksums = flat.finish(0o400).unwrap();
             let content = File::open(folder.path().join("memory")).unwrap();
             let below = Below::Flat { content, checksums };

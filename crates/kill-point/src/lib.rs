@@ -1,5 +1,7 @@
 //! Moments at which a test has the agent die, as by SIGKILL, or stand still until something else has died, so that every
 //! step of every act is interrupted on purpose and not by luck. A release has none of it.
+//!
+//! The steps are the agent's, the host's and the engine's: this lies below all three.
 
 mod table;
 
@@ -15,7 +17,7 @@ const STOP_VARIABLE: &str = "MVM_STOP_AT";
 
 /// Dies or stands still here if the environment says so.
 #[cfg(debug_assertions)]
-pub(crate) fn reached(point: KillPoint) {
+pub fn reached(point: KillPoint) {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use rustix::process::{Signal, getpid, kill_process};
@@ -35,7 +37,7 @@ pub(crate) fn reached(point: KillPoint) {
 
 /// A release does not die on purpose.
 #[cfg(not(debug_assertions))]
-pub(crate) fn reached(_: KillPoint) {}
+pub fn reached(_: KillPoint) {}
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The table itself. It stands alone, so that the end-to-end tests can take it in and match every point.
+//! The table itself. The end-to-end tests match every point of it.
 
 macro_rules! kill_points {
     ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
@@ -47,6 +47,8 @@ kill_points! {
     StartCommitted = "start:committed",
     /// A machine that is to become a base is there; nothing of it is recorded.
     BaseLaunched = "base:launched",
+    /// Some of its memory is written.
+    BasePartlyWritten = "base:partly-written",
     /// The base is written; nothing refers to it.
     BaseWritten = "base:written",
     /// The base is committed.
@@ -63,12 +65,36 @@ kill_points! {
     SleepDrained = "sleep:drained",
     /// Its processors stand still.
     SleepPaused = "sleep:paused",
+    /// Some of its pages are in the snapshot, or in an own image that it has not had yet.
+    SleepPagesBegun = "sleep:pages-begun",
+    /// All of them are, or in its own image; its device state is not.
+    SleepPagesWritten = "sleep:pages-written",
+    /// That is, too; nothing says yet what belongs together.
+    SleepDeviceWritten = "sleep:device-written",
+    /// The snapshot has all its parts, and not its name.
+    SleepManifestWritten = "sleep:manifest-written",
+    /// The own image that it maps has no checksums any more; its content is as it was.
+    OwnOpened = "own:opened",
+    /// Some of its pages are written over those of the image that it maps.
+    OwnPartlyWritten = "own:partly-written",
+    /// All of them are; there are no checksums.
+    OwnContentWritten = "own:content-written",
     /// The snapshot is written, the sleep is not committed.
     SleepWritten = "sleep:snapshot-written",
     /// The sleep is committed, the VMM is still there.
     SleepCommitted = "sleep:committed",
     /// The VMM has ended.
     SleepEnded = "sleep:ended",
+    /// A VMM that was started ahead waits no more; nothing of it is changed.
+    SpareTaken = "spare:taken",
+    /// Its folder is the machine's; how it was launched is not written down there.
+    SpareMoved = "spare:moved",
+    /// That is; it has its own tap and a stand-in for the disk.
+    SpareWrittenDown = "spare:written-down",
+    /// Its tap is the machine's; its disk may be.
+    SpareTapNamed = "spare:tap-named",
+    /// Its disk is the machine's; its tap may be.
+    SpareDiskGiven = "spare:disk-given",
     /// The intent to wake is committed.
     WakeBegun = "wake:begun",
     /// The VMM is there; nobody wrote down that it is.
