@@ -18,7 +18,8 @@ const fn table(point: KillPoint) -> &'static str {
         StartBegun | StartLaunched | StartRecorded | StartLoaded | StartGoing | StartConfirmed
         | StartReady | StartCommitted => "clone",
         WarmBegun | WarmPaused | ResumeBegun => "warm",
-        BaseLaunched | BasePartlyWritten | BaseWritten | BaseCommitted => "base",
+        BaseLaunched | BaseReady | BasePartlyWritten | BaseWritten | BaseCommitted => "base",
+        RecoverVmmEnded | RecoverResumed => "recover",
         // They use no memory that is kept, or no other than these: tests/first_light, tests/daily.
         DeployDisksMade
         | DeployCommitted
@@ -126,11 +127,7 @@ fn launches(lab: &Lab) -> usize {
 /// Tells whether the act succeeded.
 fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &str) -> bool {
     if dies == Dies::Vmm {
-        let command = ["instance", act, worker];
-        let done = stop_in(lab, point.name(), &command, || {
-            lab.vmms().into_iter().for_each(kill);
-            lab.wait_for("they have ended", || lab.vmms().is_empty());
-        });
+        let done = stop_in(lab, point.name(), &["instance", act, worker], || kill_vmms(lab));
         lab.settle();
         return done;
     }
@@ -141,6 +138,12 @@ fn interrupt(lab: &mut Lab, point: KillPoint, dies: Dies, worker: &str, act: &st
     lab.start_agent();
     lab.settle();
     false
+}
+
+/// Kills all that there are.
+fn kill_vmms(lab: &Lab) {
+    lab.vmms().into_iter().for_each(kill);
+    lab.wait_for("they have ended", || lab.vmms().is_empty());
 }
 
 /// What an agent is told that is to be interrupted at a point.
@@ -317,6 +320,11 @@ fn an_own_image_is_woken_from_once_or_never_again() {
 }
 
 #[test]
+fn an_own_image_whose_agent_dies_alone_is_woken_from_once_or_never_again() {
+    wake_table(Memory::Own, "wake", &[Dies::Agent]);
+}
+
+#[test]
 fn a_delta_in_a_spare_is_woken_from_once_or_never_again() {
     wake_table(Memory::Spare, "wake", &[Dies::Agent, Dies::Vmm]);
 }
@@ -331,7 +339,7 @@ fn a_clone_is_begun_anew_after_agent_or_vmm_died_in_the_middle_of_it() {
     let mut lab = Workers::default().in_lab();
     let mut worker = Worker::new(&lab, POOL);
     let base = bases(&lab);
-    for dies in [Dies::Agent, Dies::AgentAndVmm, Dies::Vmm] {
+    for dies in ALL.iter().copied() {
         for point in points_of("clone") {
             lab.mvm(&["instance", "stop", POOL]);
             lab.restart_agent_with(&interrupted(point, dies));
@@ -360,7 +368,7 @@ fn a_clone_is_begun_anew_after_agent_or_vmm_died_in_the_middle_of_it() {
 fn a_pause_or_resume_keeps_the_memory_or_loses_it_with_the_vmm() {
     let mut lab = Workers::default().in_lab();
     let mut worker = Worker::new(&lab, POOL);
-    for dies in [Dies::Agent, Dies::AgentAndVmm] {
+    for dies in ALL.iter().copied() {
         for point in points_of("warm") {
             let act = if point == ResumeBegun { "resume" } else { "warm" };
             if act == "resume" {
@@ -371,7 +379,8 @@ fn a_pause_or_resume_keeps_the_memory_or_loses_it_with_the_vmm() {
             let before = launches(&lab);
             interrupt(&mut lab, point, dies, POOL, act);
             let at = format!("{dies:?} at {}", point.name());
-            assert_eq!(lab.state(POOL), if dies == Dies::Agent { "running" } else { "failed" }, "{at}");
+            let state = if dies == Dies::Agent { "running" } else { "failed" };
+            lab.wait_for(&format!("it is {state}, {at}"), || lab.state(POOL) == state);
             worker.meets(&lab, &fate(point, dies), before, &at);
         }
     }
@@ -396,5 +405,62 @@ fn a_base_is_made_again_after_the_agent_died_in_the_middle_of_it() {
         lab.mvm(&["tenant", "destroy", "alice", "--force"]);
         assert_eq!(bases(&lab), [""; 0].map(std::path::PathBuf::from), "they go with their tenant");
         lab.stop_agent();
+    }
+}
+
+#[test]
+fn machines_start_without_a_base_whose_machine_was_killed_and_it_is_made_again() {
+    let mut lab = Lab::without_agent();
+    let path = lab.file("deployment.toml", &Workers::default().manifest());
+    // Once it is written its machine has ended.
+    for point in points_of("base").filter(|point| !matches!(point, BaseWritten | BaseCommitted)) {
+        lab.start_agent_with(&interrupted(point, Dies::Vmm));
+        let deploy = ["deploy", path.to_str().unwrap()];
+        assert!(stop_in(&lab, point.name(), &deploy, || kill_vmms(&lab)), "at {}", point.name());
+        lab.settle();
+        assert_eq!(how(&lab, POOL), "cold boot", "at {}", point.name());
+        assert_eq!(bases(&lab).len(), 0, "at {}: nothing of it is left", point.name());
+        assert_tidy(&lab);
+        lab.mvm(&["pool", "build", POOL]);
+        start_anew(&lab, POOL);
+        assert_eq!(bases(&lab).len(), 1, "at {}", point.name());
+        lab.mvm(&["tenant", "destroy", "alice", "--force"]);
+        lab.stop_agent();
+    }
+}
+
+/// An act in which the agent dies, where it does, where the next two die that would finish or take it back, and what is then.
+type Row = (&'static str, [KillPoint; 3], &'static str, Fate);
+
+#[test]
+fn agents_that_die_while_they_recover_use_a_snapshot_once_or_not_at_all() {
+    let rows: [Row; 6] = [
+        ("sleep", [SleepWritten, RecoverResumed, RecoverResumed], "running", Fate::RunsOn),
+        ("sleep", [SleepCommitted, RecoverVmmEnded, RecoverVmmEnded], "sleeping", Fate::Wakes),
+        ("wake", [WakeRestored, RecoverVmmEnded, WakeRestored], "running", Fate::Wakes),
+        ("wake", [WakeBegun, WakeLaunched, WakeRecorded], "running", Fate::Wakes),
+        ("wake", [WakeRecorded, WakeConsumed, RecoverVmmEnded], "running", Fate::StartsAnew),
+        ("wake", [WakeConsumed, RecoverVmmEnded, StartRecorded], "running", Fate::StartsAnew),
+    ];
+    let mut lab = Workers::default().in_lab();
+    let mut worker = Worker::new(&lab, POOL);
+    for (act, [first, second, third], state, fate) in rows {
+        let at = format!("at {}, {} and {}", first.name(), second.name(), third.name());
+        worker.get_ready(&lab, Memory::Delta);
+        if act == "wake" {
+            lab.mvm(&["instance", "sleep", POOL]);
+        }
+        let before = launches(&lab);
+        lab.restart_agent_with(&interrupted(first, Dies::Agent));
+        lab.settle();
+        die_in(&mut lab, first.name(), &["instance", act, POOL]);
+        for point in [second, third] {
+            lab.spawn_agent_with(&interrupted(point, Dies::Agent));
+            lab.wait_for_killed_agent(point.name());
+        }
+        lab.start_agent();
+        lab.settle();
+        assert_eq!(lab.state(POOL), state, "{at}");
+        worker.meets(&lab, &fate, before, &at);
     }
 }

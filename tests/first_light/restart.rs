@@ -16,7 +16,8 @@ const fn act(point: KillPoint) -> &'static str {
         | BaseLaunched | BaseWritten | BaseCommitted => "deploy",
         // tests/clones
         WarmBegun | WarmPaused | ResumeBegun => "warm",
-        BasePartlyWritten => "base",
+        BaseReady | BasePartlyWritten => "base",
+        RecoverVmmEnded | RecoverResumed => "recover",
         SleepPagesBegun | SleepPagesWritten | SleepDeviceWritten | SleepManifestWritten => "snapshot",
         OwnOpened | OwnPartlyWritten | OwnContentWritten => "own image",
         SpareTaken | SpareMoved | SpareWrittenDown | SpareTapNamed | SpareDiskGiven => "spare",

@@ -47,6 +47,8 @@ kill_points! {
     StartCommitted = "start:committed",
     /// A machine that is to become a base is there; nothing of it is recorded.
     BaseLaunched = "base:launched",
+    /// It has booted and done what its recipe wants done ahead; it runs still.
+    BaseReady = "base:ready",
     /// Some of its memory is written.
     BasePartlyWritten = "base:partly-written",
     /// The base is written; nothing refers to it.
@@ -113,6 +115,11 @@ kill_points! {
     WakeReady = "wake:ready",
     /// That it runs is committed.
     WakeCommitted = "wake:committed",
+    /// By a new agent, the VMM is ended of a sleep that was committed, or of a launch that was not finished; its row says that it
+    /// is there.
+    RecoverVmmEnded = "recover:vmm-ended",
+    /// By a new agent, a machine whose sleep was not committed goes on; that is not committed.
+    RecoverResumed = "recover:resumed",
     /// The intent to stop is committed.
     StopBegun = "stop:begun",
     /// The guest has powered off, or was given up.

@@ -226,7 +226,10 @@ async fn make(agent: &Arc<Agent>, maker: &Maker, pool: &PoolRow) -> Result<BaseR
         () = maker.gone.cancelled() => Err(guest(pool, "it is being destroyed")),
     };
     let made = match ready {
-        Ok(()) => agent.hands.make_base(name, facts).await?,
+        Ok(()) => {
+            reached(KillPoint::BaseReady);
+            agent.hands.make_base(name, facts).await?
+        }
         Err(error) => {
             agent.hands.give_up_base(name).await?;
             return Err(error);

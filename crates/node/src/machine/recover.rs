@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::InstanceState;
 
 use super::task::{Task, failed};
@@ -80,8 +81,7 @@ impl Task {
             },
             InstanceState::Sleeping if self.row.process.is_some() => {
                 // Committed, so it is asleep, whatever became of its VMM.
-                self.agent.discard_vmm(&self.row).await;
-                self.row.process = None;
+                self.undo_launch().await;
                 self.save_or_log(Vec::new()).await;
             }
             // Its next attempt was known to the earlier agent only.
@@ -137,6 +137,7 @@ impl Task {
         };
         match resumed {
             Ok(()) => {
+                reached(KillPoint::RecoverResumed);
                 self.row.intent = None;
                 let audit = Audit::new(
                     self.row.address(),
@@ -207,6 +208,7 @@ impl Task {
     /// What a launch that was not finished left behind goes; the machine is in the state it was in before.
     async fn undo_launch(&mut self) {
         self.agent.discard_vmm(&self.row).await;
+        reached(KillPoint::RecoverVmmEnded);
         self.row.process = None;
     }
 
