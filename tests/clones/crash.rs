@@ -20,6 +20,8 @@ const fn table(point: KillPoint) -> &'static str {
         WarmBegun | WarmPaused | ResumeBegun => "warm",
         BaseLaunched | BaseReady | BasePartlyWritten | BaseWritten | BaseCommitted => "base",
         RecoverVmmEnded | RecoverResumed => "recover",
+        // revisions.rs
+        BasesForgotten | RevisionsForgotten => "",
         // They use no memory that is kept, or no other than these: tests/first_light, tests/daily.
         DeployDisksMade
         | DeployCommitted

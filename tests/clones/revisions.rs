@@ -2,18 +2,24 @@
 
 use std::path::PathBuf;
 
-use mvm_harness::{Lab, assert_tidy, json};
+use mvm_harness::KillPoint::{BasesForgotten, RevisionsForgotten};
+use mvm_harness::{Lab, assert_tidy, die_in, json};
 
 use crate::workers::{POOL, Workers, ask, bases, how, own_image, start_anew};
 
 /// Builds the pool's image so that it has another version.
 fn build(lab: &Lab, version: u32) -> String {
+    change(lab, version);
+    lab.mvm(&["pool", "build", POOL]);
+    revision(lab)
+}
+
+/// Gives the recipe another version.
+fn change(lab: &Lab, version: u32) {
     let source = std::fs::read_to_string(crate::workers::image().join("worker.py")).unwrap();
     let changed = source.replace("VERSION = 1\n", &format!("VERSION = {version}\n"));
     assert!(version == 1 || changed != source);
     lab.file("worker/worker.py", &changed);
-    lab.mvm(&["pool", "build", POOL]);
-    revision(lab)
 }
 
 fn revision(lab: &Lab) -> String {
@@ -93,5 +99,38 @@ fn machines_keep_their_revision_and_base_until_they_start_anew_and_then_both_can
     assert!(left.len() == 1 && !left.contains(&base_of_one[0]), "{left:?}");
     assert!(!is_kept(&lab, &one), "nothing needs the first revision any more");
     assert!(is_kept(&lab, &two) && is_kept(&lab, &three), "the one it has, and the one before");
+    assert_tidy(&lab);
+}
+
+#[test]
+fn what_was_forgotten_and_not_removed_when_the_agent_died_is_removed_by_the_next() {
+    let mut lab = Lab::new();
+    let image = own_image(&lab);
+    Workers { image, ..Workers::default() }.deploy(&lab);
+    let one = revision(&lab);
+    let base_of_one = bases(&lab).remove(0);
+    let two = build(&lab, 2);
+    start_anew(&lab, POOL);
+    assert!(base_of_one.exists(), "nothing was collected since it is not needed");
+
+    change(&lab, 3);
+    lab.restart_agent_with(&[("MVM_KILL_AT", BasesForgotten.name())]);
+    die_in(&mut lab, BasesForgotten.name(), &["pool", "build", POOL]);
+    assert!(base_of_one.exists());
+    lab.start_agent();
+    assert!(!base_of_one.exists());
+    let three = revision(&lab);
+    assert!([&one, &two, &three].map(|revision| is_kept(&lab, revision)) == [true; 3], "the pool had them");
+
+    lab.restart_agent_with(&[("MVM_KILL_AT", RevisionsForgotten.name())]);
+    die_in(&mut lab, RevisionsForgotten.name(), &["pool", "gc", POOL]);
+    assert!(is_kept(&lab, &one));
+    lab.start_agent();
+    assert_eq!([&one, &two, &three].map(|revision| is_kept(&lab, revision)), [false, true, true]);
+    // A kernel and an initrd, and a root of each.
+    assert_eq!(std::fs::read_dir(lab.data_dir().join("images/parts")).unwrap().count(), 4);
+    assert_eq!(ask(&lab, POOL, "version"), 2, "it runs on");
+    start_anew(&lab, POOL);
+    assert_eq!(ask(&lab, POOL, "version"), 3);
     assert_tidy(&lab);
 }

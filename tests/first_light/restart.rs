@@ -18,6 +18,7 @@ const fn act(point: KillPoint) -> &'static str {
         WarmBegun | WarmPaused | ResumeBegun => "warm",
         BaseReady | BasePartlyWritten => "base",
         RecoverVmmEnded | RecoverResumed => "recover",
+        BasesForgotten | RevisionsForgotten => "gc",
         SleepPagesBegun | SleepPagesWritten | SleepDeviceWritten | SleepManifestWritten => "snapshot",
         OwnOpened | OwnPartlyWritten | OwnContentWritten => "own image",
         SpareTaken | SpareMoved | SpareWrittenDown | SpareTapNamed | SpareDiskGiven => "spare",

@@ -221,8 +221,8 @@ impl Host {
                 Ok(Reply::MemoryUsage(self.running(instance)?.machine.memory_usage().await?))
             }
             Request::End { instance, process } => done(self.end_vmm(instance, process).await),
-            Request::RemoveStrays { instances, restores, networks, bases } => {
-                done(self.end_strays(instances, restores, networks, bases).await)
+            Request::RemoveStrays { instances, restores, networks, bases, revisions } => {
+                done(self.end_strays(instances, restores, networks, bases, revisions).await)
             }
         }
     }

@@ -170,6 +170,8 @@ pub enum Request {
         networks: Vec<NetId>,
         /// Bases there are.
         bases: Vec<String>,
+        /// Revisions of images that something needs.
+        revisions: Vec<String>,
     },
 }
 
@@ -521,8 +523,10 @@ impl Host {
         restores: Vec<InstanceId>,
         networks: Vec<NetId>,
         bases: Vec<String>,
+        revisions: Vec<String>,
     ) -> Result<(), HostError> {
-        ask!(self, Request::RemoveStrays { instances, restores, networks, bases }, Reply::Done => ())
+        let request = Request::RemoveStrays { instances, restores, networks, bases, revisions };
+        ask!(self, request, Reply::Done => ())
     }
 
     /// The Unix socket of a machine's control channel.

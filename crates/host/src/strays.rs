@@ -1,5 +1,5 @@
 //! What an earlier agent left that nobody owns: VMMs whose launch was never recorded, files of instances that were never
-//! committed, networks of tenants that are gone.
+//! committed, files of bases and revisions that were forgotten, networks of tenants that are gone.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -8,7 +8,7 @@ use mvm_model::{InstanceId, NetId};
 use mvm_vmm::{ProcessIdentity, kill_process, recorded_process};
 
 use crate::HostError;
-use crate::host::{Host, remove_folder};
+use crate::host::{Host, Inner, remove_folder};
 
 impl Host {
     pub(crate) async fn end_strays(
@@ -17,6 +17,7 @@ impl Host {
         restores: Vec<InstanceId>,
         networks: Vec<NetId>,
         bases: Vec<String>,
+        revisions: Vec<String>,
     ) -> Result<(), HostError> {
         let known: HashSet<ProcessIdentity> =
             instances.iter().filter_map(|(_, process)| process.clone()).collect();
@@ -36,6 +37,7 @@ impl Host {
             remove_unknown(&inner.paths.bases(), &bases.into_iter().collect())?;
             let restores = restores.into_iter().map(|id| id.to_string()).collect();
             remove_unknown(&inner.paths.restores(), &restores)?;
+            inner.keep_only_revisions(&revisions);
             let mut named = BTreeSet::new();
             for id in running {
                 match inner.launched(id) {
@@ -99,6 +101,19 @@ impl Host {
             }
         }
         Ok(found)
+    }
+}
+
+impl Inner {
+    /// Removes the others. Where that fails only room is lost, and the next agent tries it again.
+    fn keep_only_revisions(&self, revisions: &[String]) {
+        let kept = revisions.iter().filter_map(|revision| revision.parse().ok()).collect();
+        match self.images.keep_only(&kept) {
+            Ok(removed) => removed.iter().for_each(|revision| {
+                tracing::warn!(%revision, "removing a revision of an image that nothing refers to");
+            }),
+            Err(error) => tracing::warn!(%error, "revisions that nothing refers to are not removed"),
+        }
     }
 }
 

@@ -192,6 +192,25 @@ impl ImageStore {
     pub fn remove(&self, id: &RevisionId) -> Result<()> {
         let _lock = self.lock()?;
         remove_if_there(&self.metadata_path(id))?;
+        self.remove_unused_parts()
+    }
+
+    /// Removes all revisions but these, and the files that none of these has, also those that a removal left which did not
+    /// come to its end. Nothing may use them. The cache keeps what it has. Gives the revisions that it removed.
+    ///
+    /// # Errors
+    /// Where the store cannot be read, or files cannot be removed.
+    pub fn keep_only(&self, kept: &BTreeSet<RevisionId>) -> Result<Vec<RevisionId>> {
+        let _lock = self.lock()?;
+        let mut removed = self.list()?;
+        removed.retain(|id| !kept.contains(id));
+        removed.iter().try_for_each(|id| remove_if_there(&self.metadata_path(id)))?;
+        self.remove_unused_parts()?;
+        Ok(removed)
+    }
+
+    /// Removes the files that no revision has.
+    fn remove_unused_parts(&self) -> Result<()> {
         let mut used = BTreeSet::new();
         for other in self.list()? {
             used.extend(self.metadata(&other)?.parts().map(|part| part.digest.to_string()));

@@ -155,6 +155,16 @@ fn removing_a_revision_leaves_what_others_need() {
     assert!(store.revision(&one.id).is_err());
     store.verify(&other.id).unwrap();
 
+    // All but one, and what a removal left that was interrupted.
+    assert_eq!(build(&root, &shared_cache(), &minimal()), one);
+    let left = root.join("parts").join(one.id.to_string());
+    fs::write(&left, "of a revision that is forgotten").unwrap();
+    assert_eq!(store.keep_only(&[other.id].into()).unwrap(), [one.id]);
+    assert_eq!(store.keep_only(&[other.id].into()).unwrap(), []);
+    assert!(!left.exists());
+    assert_eq!(store.list().unwrap(), [other.id]);
+    store.verify(&other.id).unwrap();
+
     // The cache has the file too, by another name: write a new one in its place.
     let damaged = fs::read(&other.initrd).unwrap().into_iter().rev().collect::<Vec<_>>();
     fs::remove_file(&other.initrd).unwrap();

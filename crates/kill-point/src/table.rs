@@ -55,6 +55,10 @@ kill_points! {
     BaseWritten = "base:written",
     /// The base is committed.
     BaseCommitted = "base:committed",
+    /// Bases that nothing needs any more are forgotten; their files are there.
+    BasesForgotten = "gc:bases-forgotten",
+    /// Revisions that nothing needs any more are forgotten; their files are there.
+    RevisionsForgotten = "gc:revisions-forgotten",
     /// The intent to pause is committed.
     WarmBegun = "warm:begun",
     /// The processors stand still; that it is warm is not committed.

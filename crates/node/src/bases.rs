@@ -314,6 +314,7 @@ pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<
             unused.iter().try_for_each(|id| store::remove_base(tx, id)).map(|()| unused)
         })
         .await?;
+    reached(KillPoint::BasesForgotten);
     for id in &unused {
         agent.hands.discard_base(id.clone()).await?;
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{PoolId, TenantId};
 use mvm_protocol::api::{ApiError, Collected, DeployEvent, ErrorCode, RolledBack};
 
@@ -90,18 +91,27 @@ pub async fn collect(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> Re
         .write(move |tx| {
             let in_use = used_revisions(tx)?;
             let had = store::latest_revisions(tx, &of_tenant, &of_pool)?;
-            // It keeps the one it has and the one before. One that is still used stays known: later it is not.
+            // It keeps the one it has and the one before. One that is still used stays known: later it is not. The others are
+            // forgotten first: files without a row are found by the next agent.
             let unneeded: Vec<&String> = had.iter().skip(2).filter(|r| !in_use.contains(*r)).collect();
             unneeded.iter().try_for_each(|r| store::forget_revision(tx, &of_tenant, &of_pool, r))?;
             let kept = kept_revisions(tx)?;
             Ok(unneeded.into_iter().filter(|r| !kept.contains(*r)).cloned().collect::<Vec<String>>())
         })
         .await?;
+    reached(KillPoint::RevisionsForgotten);
     let discarding = unused.iter().map(|revision| agent.hands.discard_revision(revision.clone()));
     // One that cannot be removed does not keep the others.
     let discarded = futures::future::join_all(discarding).await;
     discarded.into_iter().collect::<Result<Vec<()>, _>>().map_err(failed)?;
     Ok(Collected { bases, revisions: unused })
+}
+
+/// The revisions whose files have to be there.
+pub(crate) fn needed_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
+    let mut needed = kept_revisions(tx)?;
+    needed.extend(used_revisions(tx)?);
+    Ok(needed)
 }
 
 /// The revisions that some pool of this node has or has had.

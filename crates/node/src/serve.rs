@@ -161,18 +161,20 @@ fn take_over(listener: std::os::unix::net::UnixListener, socket: &Path) -> Resul
 
 /// Compares what was written with what is there: tenants' networks and ports, then every machine, gateways first.
 async fn recover(agent: &Arc<Agent>) -> Result<(), ServeError> {
-    let (tenants, instances, pools, bases) = agent
+    let (tenants, instances, pools, bases, revisions) = agent
         .store
         .read(|tx| {
             let (tenants, instances) = (store::tenants(tx)?, store::instances(tx, None, None)?);
-            Ok((tenants, instances, store::pools(tx, None)?, store::bases(tx, None)?))
+            let revisions = crate::pools::needed_revisions(tx)?;
+            Ok((tenants, instances, store::pools(tx, None)?, store::bases(tx, None)?, revisions))
         })
         .await?;
     let known = instances.iter().map(|row| (row.id, row.process.clone())).collect();
     let restores = instances.iter().filter(|row| row.keeps_a_disk()).map(|row| row.id).collect();
     let networks = tenants.iter().map(|tenant| tenant.net_id).collect();
     let bases = bases.into_iter().map(|base| base.id).collect();
-    agent.hands.remove_strays(known, restores, networks, bases).await?;
+    let revisions = revisions.into_iter().collect();
+    agent.hands.remove_strays(known, restores, networks, bases, revisions).await?;
     for tenant in tenants.iter().filter(|tenant| !tenant.doomed) {
         // One tenant's trouble is not the others'.
         if let Err(error) = agent.hands.ensure_network(agent.network_of(tenant)).await {
