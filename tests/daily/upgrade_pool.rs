@@ -135,6 +135,32 @@ fn an_image_that_is_not_ready_is_given_up_and_everything_is_as_before() {
 }
 
 #[test]
+fn a_machine_that_is_two_images_behind_goes_back_to_its_own_and_its_pool_to_the_one_between() {
+    let mut lab = Lab::new();
+    let (one, two, broken) = (image(&lab, "one"), image(&lab, "two"), broken_image(&lab));
+    let workers = deploy(&lab, &one, 0);
+    lab.mvm(&["pool", "update", POOL, "--image", &two, "--later"]);
+    let (between, ran) = (lab.json(&["pool", "info", POOL]), lab.info(&workers[0])["revision"].clone());
+    assert_ne!(between["revision"], ran);
+    let update = ["pool", "update", POOL, "--image", &broken];
+    // Also where the agent dies when it is about to start it with that.
+    kill_at(&mut lab, UpgradeBack.name(), &update);
+    for _ in 0..2 {
+        check(&lab, &workers[0], "one");
+        assert_eq!(lab.info(&workers[0])["revision"], ran);
+        let now = lab.json(&["pool", "info", POOL]);
+        assert_eq!((&now["image"], &now["revision"]), (&between["image"], &between["revision"]));
+        let told = lab.mvm_fails(&update);
+        assert!(told.contains("is running with its earlier image and data disk"), "{told}");
+    }
+    let told = lab.mvm(&["pool", "update", POOL, "--image", &two, "--later"]);
+    assert!(told.contains("at its next cold start"), "{told}");
+    lab.mvm(&["instance", "stop", &workers[0]]);
+    lab.mvm(&["instance", "start", &workers[0]]);
+    check(&lab, &workers[0], "two");
+}
+
+#[test]
 fn an_agent_that_dies_in_an_upgrade_leaves_the_old_or_the_new() {
     let mut lab = Lab::new();
     let images = [image(&lab, "one"), image(&lab, "two")];

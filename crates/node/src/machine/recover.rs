@@ -43,7 +43,7 @@ impl Task {
                 Err(error) => self.lost_without_agent(&error).await,
             },
             Some(Intent::Upgrade) => self.recover_upgrade().await,
-            Some(Intent::Start) if self.row.upgrade().is_some() => {
+            Some(Intent::Start) if self.row.upgrade().is_some_and(|upgrade| !upgrade.is_back) => {
                 self.undo_launch().await;
                 self.recover_upgrade_start().await;
             }

@@ -79,7 +79,10 @@ impl Task {
     pub(super) async fn start(&mut self, asker: Asker) -> Result<(), ActError> {
         self.row.state.after(Operation::Start)?;
         let begun = Instant::now();
-        let pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
+        let mut pool = self.agent.pool(&self.row.place.tenant, &self.row.place.pool).await.map_err(failed)?;
+        if let Some(upgrade) = self.row.upgrade() {
+            pool.revision = upgrade.starts_with(&pool.revision).clone();
+        }
         self.admission = Some(self.agent.admissions.admit(&self.tenant, self.row.id, pool.spec.resources)?);
         let started = match self.clone_or_not(&pool).await {
             Cloned::Yes(loaded) => Ok(loaded.report("clone", begun)),
@@ -406,6 +409,10 @@ impl Task {
         // A cold boot where there is no base yet is no fault.
         self.row.reason = report.why.clone().filter(|_| operation == Operation::Wake);
         self.row.last_start = Some(report);
+        if let Some(launched) = &mut self.row.launched {
+            // Back from an upgrade, it has what it had.
+            launched.upgrade.take_if(|upgrade| upgrade.is_back);
+        }
         if self.row.goal == Some(Goal::Running) {
             self.row.goal = None;
         }

@@ -228,7 +228,7 @@ impl Task {
         if self.agent.pool(tenant, pool).await.map_err(failed)?.doomed {
             return Err(failed(format!("pool {tenant}/{pool} is being destroyed")));
         }
-        if self.row.upgrade().is_some_and(|upgrade| upgrade.failed.is_some()) {
+        if self.row.upgrade().is_some_and(|upgrade| upgrade.failed.is_some() && !upgrade.is_back) {
             return Err(failed(format!(
                 "{} has not its own data disk yet: restart the agent",
                 self.row.address()

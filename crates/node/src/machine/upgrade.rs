@@ -11,7 +11,7 @@ use mvm_protocol::control::GuestRequest;
 
 use super::stop::goal_after;
 use super::task::{Task, failed};
-use super::{ActError, Asker, Outcome, Said, UpgradeOrder};
+use super::{ActError, Asker, Outcome, PoolImage, Said, UpgradeOrder};
 use crate::store::{self, Audit, Intent, Upgrade, now_secs};
 
 impl Task {
@@ -25,13 +25,12 @@ impl Task {
         if launched.revision == pool.revision {
             return Ok(Outcome::Already);
         }
-        // One that has not even what the pool had before goes back to what it has, and its pool to that revision.
-        let (from, spec) = (launched.revision.clone(), &pool.spec);
-        let (image, profile) = match from == before.revision {
-            true => (before.image, before.profile),
-            false => (spec.image.clone(), spec.profile.clone()),
-        };
-        let upgrade = Upgrade { to: pool.revision.clone(), from, image, profile, state, failed: None };
+        let (from, to) = (launched.revision.clone(), pool.revision.clone());
+        let PoolImage { image, profile, revision } = before;
+        // A pool that had it before goes back to what the machine has: others would take it at a cold start, without a way back.
+        let pool_revision = Some(if revision == to { from.clone() } else { revision });
+        let upgrade =
+            Upgrade { to, from, image, profile, pool_revision, state, failed: None, is_back: false };
         let _admission = self.admit_again(&pool.spec).await?;
         self.rouse().await;
         let unchanged = self.row.clone();
@@ -120,31 +119,34 @@ impl Task {
 
     /// It goes back to what it had; its pool too, unless that was given something else meanwhile. Always an error: why.
     async fn go_back(&mut self, error: ActError) -> Result<(), ActError> {
-        let Some(upgrade) = self.row.upgrade().cloned() else { return Err(error) };
+        let Some(mut upgrade) = self.row.upgrade().cloned() else { return Err(error) };
         // What its console ended with is in the row.
         let told = self.row.reason.clone().filter(|_| self.row.state == InstanceState::Failed);
         let why = told.unwrap_or_else(|| error.to_string());
         self.end_runtime().await;
-        if let Some(upgrade) = self.row.launched.as_mut().and_then(|launched| launched.upgrade.as_mut()) {
-            upgrade.failed = Some(why.clone());
-        }
+        upgrade.failed = Some(why);
         (self.row.goal, self.row.intent) = (goal_after(upgrade.state), Some(Intent::Upgrade));
-        let (row, tenant) = (self.row.clone(), self.tenant.id.clone());
+        let (mut row, tenant) = (self.row.clone(), self.tenant.id.clone());
         let committed = self.agent.store.write(move |tx| {
-            row.save(tx)?;
-            let Some(mut pool) = store::pool(tx, &tenant, &row.place.pool)? else { return Ok(()) };
-            if pool.revision != upgrade.to {
-                return Ok(());
+            if let Some(mut pool) = store::pool(tx, &tenant, &row.place.pool)? {
+                if pool.revision == upgrade.to {
+                    pool.revision = upgrade.revision_of_pool().clone();
+                    (pool.spec.image, pool.spec.profile) = (upgrade.image.clone(), upgrade.profile.clone());
+                    pool.save(tx)?;
+                    let address = format!("{tenant}/{}", row.place.pool);
+                    let (to, id) = (&pool.revision, row.id);
+                    let detail = format!("from revision {} to {to}: {id} did not come up", upgrade.to);
+                    Audit::new(address, "PoolRolledBack", detail).append(tx, &tenant)?;
+                }
+                upgrade.pool_revision = Some(pool.revision);
             }
-            (pool.spec.image, pool.spec.profile) = (upgrade.image, upgrade.profile);
-            pool.revision = upgrade.from;
-            pool.save(tx)?;
-            let address = format!("{tenant}/{}", row.place.pool);
-            let detail =
-                format!("from revision {} to {}: {} did not come up", upgrade.to, pool.revision, row.id);
-            Audit::new(address, "PoolRolledBack", detail).append(tx, &tenant)
+            if let Some(launched) = &mut row.launched {
+                launched.upgrade = Some(Box::new(upgrade));
+            }
+            row.save(tx)?;
+            Ok(row)
         });
-        committed.await.map_err(failed)?;
+        self.row = committed.await.map_err(failed)?;
         self.show();
         reached(KillPoint::UpgradeFailed);
         self.take_back().await
@@ -162,8 +164,11 @@ impl Task {
             )));
         }
         reached(KillPoint::UpgradeUndone);
-        let Some(upgrade) = self.take_upgrade() else { return Ok(()) };
-        let why = upgrade.failed.unwrap_or_default();
+        let launched = self.row.launched.as_mut();
+        let Some(upgrade) = launched.and_then(|launched| launched.upgrade.as_mut()) else { return Ok(()) };
+        // What it had is noted until it has come up with it.
+        upgrade.is_back = true;
+        let (why, upgrade) = (upgrade.failed.clone().unwrap_or_default(), upgrade.clone());
         self.row.intent = None;
         self.row.goal = goal_after(upgrade.state);
         self.save(vec![Audit::new(self.row.address(), "UpgradeFailed", why.clone())]).await?;
@@ -205,7 +210,7 @@ impl Task {
 
     /// The same of one that came up or failed to, and nothing more.
     pub(super) async fn conclude_upgrade(&mut self) {
-        if self.row.upgrade().is_none() {
+        if self.row.upgrade().is_none_or(|upgrade| upgrade.is_back) {
             return;
         }
         let result = match self.row.state {

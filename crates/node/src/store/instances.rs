@@ -86,15 +86,35 @@ pub struct Upgrade {
     pub to: String,
     /// The one that it had.
     pub from: String,
-    /// The image of its pool that this was of.
+    /// The image that its pool goes back to.
     pub image: String,
-    /// The profile of its pool.
+    /// The profile that its pool goes back to.
     pub profile: Profile,
+    /// The revision that its pool goes back to, which is not always the machine's; once it did, the one that it has then.
+    /// Where an earlier agent noted none: `from`.
+    #[serde(default)]
+    pub pool_revision: Option<String>,
     /// The state that it was in.
     pub state: InstanceState,
     /// Why it goes back, once it does.
     #[serde(default)]
     pub failed: Option<String>,
+    /// Its disk is back, and it is to start with what it had.
+    #[serde(default)]
+    pub is_back: bool,
+}
+
+impl Upgrade {
+    /// The revision that its pool has from then on where it goes back.
+    pub fn revision_of_pool(&self) -> &String {
+        self.pool_revision.as_ref().unwrap_or(&self.from)
+    }
+
+    /// The revision that one starts with whose pool has this one: what it had, unless its pool was given another since it went
+    /// back.
+    pub fn starts_with<'a>(&'a self, pool: &'a String) -> &'a String {
+        if self.is_back && self.revision_of_pool() == pool { &self.from } else { pool }
+    }
 }
 
 /// Where an instance goes by itself.
