@@ -52,6 +52,7 @@ fn every_message_is_taken_once_and_answered_whatever_is_killed_in_between() {
     for call in outside.said(ALICE) {
         told.entry(call.text().to_owned()).or_default().push(call.at);
     }
+    let mut repeats = 0;
     for text in &sent {
         let times = told.iter().find(|(said, _)| said.contains(text.as_str())).map(|(_, times)| times);
         let times = times.unwrap_or_else(|| panic!("{text} was not answered: {told:?}"));
@@ -59,7 +60,10 @@ fn every_message_is_taken_once_and_answered_whatever_is_killed_in_between() {
             kills.iter().any(|kill| *first + IN_FLIGHT > *kill && *kill + IN_FLIGHT > *first)
         };
         assert!(times.len() == 1 || in_flight(&times[0]), "{text} was said {} times", times.len());
+        repeats += times.len() - 1;
     }
+    // She has one call in flight at a time.
+    assert!(repeats <= kills.len(), "{repeats} repeats: {told:?}");
     assert_eq!(outside.bot.mistakes(), [""; 0]);
     assert_tidy(&lab);
 }
@@ -83,7 +87,7 @@ fn she_sleeps_by_herself_and_wakes_for_what_she_has_planned() {
 }
 
 #[test]
-fn a_wake_that_takes_long_is_seen_as_typing() {
+fn a_turn_that_takes_long_is_seen_as_typing() {
     let (lab, outside, _) = alice(KNOWN);
     lab.mvm(&["instance", "stop", WORKER]);
     lab.mvm(&["instance", "start", WORKER]);

@@ -1,6 +1,8 @@
 //! What `mvm new openclaw` refuses, before anything is made.
 
-use mvm_harness::Lab;
+use std::path::PathBuf;
+
+use mvm_harness::{Lab, assert_tidy};
 
 use crate::alice::{OUTSIDE, Outside, standin};
 
@@ -74,6 +76,16 @@ fn every_mistake_is_one_clear_error_and_nothing_is_made() {
     let too_long = ["deploy.toml:1:", "secrets: ", "bytes of secrets"];
     attempt.fails(&key, &path("long.key"), &["--offline"], &too_long);
 
+    // Something of the image that is neither here nor to be had: the lab has no way outside.
+    let read = |name: &str| std::fs::read_to_string(PathBuf::from(standin()).join(name)).unwrap();
+    let lock = read("image.lock");
+    let busybox =
+        lock.split("name = \"busybox\"").nth(1).and_then(|rest| rest.split("sha256 = \"").nth(1)).unwrap();
+    lab.file("image/image.lock", &lock.replace(&busybox[..64], &"0".repeat(64)));
+    lab.file("image/image.toml", &read("image.toml"));
+    lab.file("image/standin.py", &read("standin.py"));
+    attempt.fails("vcpus = 1", "vcpus = 1", &["--image", &path("image")], &["busybox"]);
+
     // The plan is shown, and nothing made either.
     let file = lab.file("deploy.toml", &attempt.text);
     let image = standin();
@@ -104,4 +116,5 @@ fn every_mistake_is_one_clear_error_and_nothing_is_made() {
     let error = lab.mvm_fails(&new);
     assert!(error.contains("tenant alice is there already"), "{error}");
     assert_eq!(lab.json(&["user", "list"]), serde_json::json!([]));
+    assert_tidy(&lab);
 }

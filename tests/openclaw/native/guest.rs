@@ -19,6 +19,7 @@ use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
+use super::openclaw::assert_may_be_missing;
 use super::outside::GATEWAY;
 
 /// What gives a process another wall clock.
@@ -41,6 +42,7 @@ impl Guest {
     /// The same, with a wall clock for OpenClaw that can be [jumped](Self::jump). Its monotonic one goes on as it does.
     pub(super) fn start_in_time(namespace: &Namespace, openclaw: &Path) -> Option<Self> {
         if !Path::new(FAKETIME).exists() {
+            assert_may_be_missing("faketime");
             eprintln!("SKIPPED: there is no {FAKETIME}: install the package faketime");
             return None;
         }

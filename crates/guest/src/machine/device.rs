@@ -188,7 +188,7 @@ mod tests {
         let path = folder.path().join(ACTS);
         let acts = Mutex::new(File::create(&path).unwrap());
         let devices = Devices::Native(Recorder { acts, ahead: AtomicI64::new(0) });
-        let mut adjust = |seconds_ahead: i64| {
+        let adjust = |seconds_ahead: i64| {
             let unix_nanos = clock::now_nanos().saturating_add_signed(seconds_ahead * 1_000_000_000);
             let off = devices.adjust_clock(Clock { unix_nanos }).unwrap();
             let acts = fs::read_to_string(&path).unwrap();

@@ -1,5 +1,6 @@
 //! Each update comes once, in order, whatever goes wrong.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mvm_fakes::Fault;
@@ -285,10 +286,12 @@ fn a_person_sees_that_something_happens_until_the_worker_says_something() {
     world.config.openclaw.pace.typing_every = Duration::from_millis(50);
     world.start();
     let typed = |world: &World| world.bot.calls_of("sendChatAction").len();
-    world.alice.next(&[Does::Slow(Duration::from_millis(300))]);
+    world.wake.store(false, Ordering::Relaxed);
     world.bot.push_message(ALICE, "x");
     world.until(|world| typed(world) > 0);
-    assert!(world.alice.taken().is_empty(), "it was shown before the worker had it");
+    assert!(world.alice.taken().is_empty(), "it was shown while she woke");
+    world.wake.store(true, Ordering::Relaxed);
+    world.host.say(None);
     world.alice.takes(1);
     let before = typed(&world);
     world.until(|world| typed(world) > before + 2);

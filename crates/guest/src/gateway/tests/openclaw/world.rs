@@ -1,6 +1,8 @@
 //! A gateway in a runtime of its own, which can be killed, and all that is around it.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use mvm_fakes::{BotApi, ModelApi};
@@ -33,6 +35,8 @@ pub(super) struct World {
     pub(super) bob: Worker,
     pub(super) carol: Worker,
     pub(super) host: Host,
+    /// Whether machines wake. Where not, a Hold is not answered.
+    pub(super) wake: Arc<AtomicBool>,
     pub(super) config: Config,
     pub(super) block: Value,
     pub(super) folder: TempDir,
@@ -88,11 +92,12 @@ impl World {
         let block = json!({ "endpoints": endpoints, "users": users });
         let ips: Vec<Ipv4Addr> = workers.iter().map(|worker| worker.ip).collect();
         let guard = around.enter();
-        let host = Host::start(config.host_socket.clone(), answering(ips));
+        let wake = Arc::new(AtomicBool::new(true));
+        let host = Host::start(config.host_socket.clone(), answering(ips, Arc::clone(&wake)));
         drop(guard);
         let [alice, bob, carol] = workers.try_into().unwrap();
         let world =
-            World { bot, model, alice, bob, carol, host, config, block, folder, gateway: None, around };
+            World { bot, model, alice, bob, carol, host, wake, config, block, folder, gateway: None, around };
         world.secret("openclaw/OPENCLAW_TOKEN_KEY", TOKEN_KEY);
         world.secret("telegram/TELEGRAM_BOT_TOKEN", format!("{TOKEN}\n").as_bytes());
         world.secret("anthropic/ANTHROPIC_API_KEY", KEY.as_bytes());
@@ -215,9 +220,10 @@ pub(super) fn post(path: &str, kind: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 /// Holds are given, and the link is Carol's.
-fn answering(ips: Vec<Ipv4Addr>) -> Answering {
+fn answering(ips: Vec<Ipv4Addr>, wake: Arc<AtomicBool>) -> Answering {
     Box::new(move |request, _| {
         Some(match request {
+            HostRequest::Hold { .. } if !wake.load(Ordering::Relaxed) => return None,
             HostRequest::Hold { instance_selector: InstanceSelector::ByInstance(id), .. } => {
                 HostReply::Held {
                     instance_id: *id,
