@@ -21,7 +21,22 @@ pub struct Rejected {
     /// As in `/run/secrets/<scope>/<KEY>`.
     pub scope: String,
     /// Why, and what to do.
-    pub why: String,
+    pub why: Why,
+}
+
+/// What is at fault.
+#[derive(Debug)]
+pub enum Why {
+    /// The secret.
+    Secret(String),
+    /// The service, or the way to it: nothing is known of the secret.
+    Service(String),
+}
+
+impl Why {
+    fn service(why: impl std::fmt::Display) -> Self {
+        Self::Service(format!("{why}; --offline leaves the check out"))
+    }
 }
 
 /// Asks about each of these secrets that a service outside can be asked about. They come back with what was learned: whose each is.
@@ -41,11 +56,11 @@ pub async fn all(mut secrets: Vec<SecretValue>, endpoints: Endpoints) -> Result<
         Ok(secrets)
     };
     let asked = tokio::task::spawn_blocking(asking).await;
-    asked.unwrap_or_else(|error| Err(Rejected { scope: String::new(), why: error.to_string() }))
+    asked.unwrap_or_else(|error| Err(Rejected { scope: String::new(), why: Why::service(error) }))
 }
 
 /// The bot's name (Bot API, `getMe`).
-fn bot(endpoint: &ServiceUrl, token: &SecretBytes) -> Result<String, String> {
+fn bot(endpoint: &ServiceUrl, token: &SecretBytes) -> Result<String, Why> {
     #[derive(Deserialize)]
     struct Answer {
         result: Me,
@@ -55,19 +70,21 @@ fn bot(endpoint: &ServiceUrl, token: &SecretBytes) -> Result<String, String> {
         username: String,
     }
     let token = text(token).filter(|token| is_bot_token(token));
-    let token = token.ok_or("this is not a bot's token: @BotFather gives one, as 123456:ABC-DEF")?;
+    let wrong = "this is not a bot's token: @BotFather gives one, as 123456:ABC-DEF";
+    let token = token.ok_or_else(|| Why::Secret(wrong.to_owned()))?;
     // The address holds the token: nothing of it goes into a message.
     let asked = get(&format!("{endpoint}/bot{token}/getMe"), &[]);
     match asked {
         Ok((200, body)) => {
-            let username = parsed::<Answer>(&body)?.result.username;
+            let username = parsed::<Answer>(endpoint, &body)?.result.username;
             let is_name = is_username(&username);
-            is_name
-                .then_some(username)
-                .ok_or_else(|| format!("{endpoint} answers getMe with a name that no bot has"))
+            let wrong = || Why::service(format!("{endpoint} answers getMe with a name that no bot has"));
+            is_name.then_some(username).ok_or_else(wrong)
         }
-        Ok((401 | 404, _)) => Err(format!("{endpoint} does not know this bot: ask @BotFather for its token")),
-        Ok((status, _)) => Err(format!("{endpoint} answers {status} to getMe")),
+        Ok((401 | 404, _)) => {
+            Err(Why::Secret(format!("{endpoint} does not know this bot: ask @BotFather for its token")))
+        }
+        Ok((status, _)) => Err(Why::service(format!("{endpoint} answers {status} to getMe"))),
         Err(error) => Err(unreachable(endpoint, &error)),
     }
 }
@@ -86,14 +103,19 @@ fn is_bot_token(token: &str) -> bool {
 }
 
 /// Whether the key is good for a listing of models (Anthropic's API, `GET /v1/models`).
-fn anthropic(endpoint: &ServiceUrl, key: &SecretBytes) -> Result<(), String> {
+fn anthropic(endpoint: &ServiceUrl, key: &SecretBytes) -> Result<(), Why> {
     let key = text(key).filter(|key| key.bytes().all(|b| b.is_ascii_graphic()));
-    let key = key.ok_or("this is not a key of Anthropic's API: it is one word, as sk-ant-…")?;
+    let wrong = "this is not a key of Anthropic's API: it is one word, as sk-ant-…";
+    let key = key.ok_or_else(|| Why::Secret(wrong.to_owned()))?;
     let headers = [("x-api-key", key), ("anthropic-version", ANTHROPIC_VERSION)];
     match get(&format!("{endpoint}/v1/models?limit=1"), &headers) {
         Ok((200, _)) => Ok(()),
-        Ok((401 | 403, _)) => Err(format!("{endpoint} does not take this key: is it still valid?")),
-        Ok((status, _)) => Err(format!("{endpoint} answers {status} to a request for its models")),
+        Ok((401 | 403, _)) => {
+            Err(Why::Secret(format!("{endpoint} does not take this key: is it still valid?")))
+        }
+        Ok((status, _)) => {
+            Err(Why::service(format!("{endpoint} answers {status} to a request for its models")))
+        }
         Err(error) => Err(unreachable(endpoint, &error)),
     }
 }
@@ -102,11 +124,12 @@ fn text(secret: &SecretBytes) -> Option<&str> {
     std::str::from_utf8(secret.expose()).ok()
 }
 
-fn parsed<T: DeserializeOwned>(body: &str) -> Result<T, String> {
-    serde_json::from_str(body).map_err(|error| format!("the service's answer is not understood: {error}"))
+fn parsed<T: DeserializeOwned>(endpoint: &ServiceUrl, body: &str) -> Result<T, Why> {
+    serde_json::from_str(body)
+        .map_err(|error| Why::service(format!("the answer of {endpoint} is not understood: {error}")))
 }
 
-fn unreachable(endpoint: &ServiceUrl, error: &ureq::Error) -> String {
+fn unreachable(endpoint: &ServiceUrl, error: &ureq::Error) -> Why {
     let why = match error {
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::HostNotFound => "there is no such host".to_owned(),
@@ -115,7 +138,7 @@ fn unreachable(endpoint: &ServiceUrl, error: &ureq::Error) -> String {
         // Others may quote the address.
         _ => "it cannot be asked".to_owned(),
     };
-    format!("{endpoint} could not be reached: {why}; --offline leaves the check out")
+    Why::service(format!("{endpoint} could not be reached: {why}"))
 }
 
 /// Status and body of an answer, whatever the status.
@@ -149,6 +172,7 @@ mod tests {
     fn messages_do_not_repeat_what_they_are_about() {
         let endpoint: ServiceUrl = "http://127.0.0.1:1".parse().unwrap();
         let told = bot(&endpoint, &SecretBytes::new(b"1:SECRET".to_vec())).unwrap_err();
+        let Why::Service(told) = told else { panic!("{told:?}") };
         assert!(told.contains("could not be reached") && !told.contains("SECRET"), "{told}");
     }
 }

@@ -9,12 +9,13 @@ use mvm_model::manifest::{
 use mvm_model::{NetId, TenantId, TenantSubnet};
 use mvm_protocol::api::{ApiError, DeployMode, ErrorCode, TenantInfo};
 
+use crate::check::{self, Rejected, Why};
 use crate::connection::Connection;
 use crate::deploy::{self, File};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::{Extent, Progress};
-use crate::{check, sources};
+use crate::sources;
 
 /// Make a tenant from a template
 #[derive(Debug, Subcommand)]
@@ -106,8 +107,7 @@ impl OpenClaw {
             let given = request.secrets.take().unwrap_or_default();
             let asked = check::all(given, manifest.deployment.endpoints.clone()).await;
             progress.end();
-            let taken = asked.map_err(|rejected| file.at(&manifest, &rejected.scope, rejected.why))?;
-            request.secrets = Some(taken);
+            request.secrets = Some(asked.map_err(|rejected| file.rejected(&manifest, rejected))?);
         }
         let sent = deploy::send(&client, request, mode).await;
         let outcome = sent.map_err(|failure| match failure {
@@ -142,10 +142,18 @@ impl OpenClaw {
 }
 
 impl File {
-    /// A secret of a scope is not taken, at the key of its file.
-    fn at(&self, manifest: &Manifest, scope: &str, why: String) -> Failure {
-        let secrets = manifest.secrets.as_deref().unwrap_or_default();
-        let key = secrets.iter().find(|secret| secret.scope == scope).map(SecretSource::file_key);
-        self.mistake(&manifest.error_at(&key.unwrap_or_default(), why))
+    /// A secret is not taken, at the key of its file; or its service cannot be asked, at its key where there is one.
+    fn rejected(&self, manifest: &Manifest, Rejected { scope, why }: Rejected) -> Failure {
+        match why {
+            Why::Secret(why) => {
+                let secrets = manifest.secrets.as_deref().unwrap_or_default();
+                let key = secrets.iter().find(|secret| secret.scope == scope).map(SecretSource::file_key);
+                self.mistake(&manifest.error_at(&key.unwrap_or_default(), why))
+            }
+            Why::Service(why) => match format!("endpoints.{scope}") {
+                key if manifest.says(&key) => self.mistake(&manifest.error_at(&key, why)),
+                _ => Failure::NotDone(why),
+            },
+        }
     }
 }

@@ -10,7 +10,7 @@ use mvm_protocol::api::{
     Delivery, SecretInfo, SecretTaker, SecretValue, SecretsRequest, SecretsSet, TenantInfo,
 };
 
-use crate::check;
+use crate::check::{self, Why};
 use crate::client::Client;
 use crate::clock;
 use crate::connection::Connection;
@@ -108,7 +108,8 @@ async fn all(client: &Client, tenant: &TenantId) -> Result<Vec<SecretInfo>, Fail
 
 /// A secret that somebody names, out of a file or standard input.
 fn read(name: &str, file: &Path) -> Result<SecretValue, Failure> {
-    let (scope, key) = secret_named(name).map_err(Failure::Usage)?;
+    let (scope, key) =
+        secret_named(name).map_err(|why| Failure::Usage(format!("`{name}` is no secret's name: {why}")))?;
     let secret = if file == Path::new("-") {
         let value = sources::secret_value(io::stdin().lock(), "standard input");
         value.map(|value| SecretValue { scope, key, value, file: None, account: None })
@@ -163,10 +164,15 @@ async fn ask_services(
     let info: TenantInfo = client.get(&format!("/v1/tenants/{tenant}")).await?;
     let asked = check::all(secrets.clone(), info.endpoints).await;
     asked.map_err(|rejected| {
-        let secret = secrets.iter().find(|secret| secret.scope == rejected.scope);
-        let name = secret.and_then(|secret| name_of_secret(&secret.scope, &secret.key));
-        let name = name.unwrap_or(rejected.scope);
-        Failure::NotDone(format!("{name}: {}; nothing was changed", rejected.why))
+        let why = match rejected.why {
+            Why::Secret(why) => {
+                let secret = secrets.iter().find(|secret| secret.scope == rejected.scope);
+                let name = secret.and_then(|secret| name_of_secret(&secret.scope, &secret.key));
+                format!("{}: {why}", name.unwrap_or(rejected.scope))
+            }
+            Why::Service(why) => why,
+        };
+        Failure::NotDone(format!("{why}; nothing was changed"))
     })
 }
 
@@ -189,7 +195,11 @@ async fn give(
     Err(Failure::NotDone(format!("not every machine could take it: {}; {goes_on}", failed.join(", "))))
 }
 
-fn text(tenant: &TenantId, SecretsSet { changed, machines }: &SecretsSet, unchanged: &str) -> String {
+fn text(
+    tenant: &TenantId,
+    SecretsSet { changed, machines: set_for }: &SecretsSet,
+    unchanged: &str,
+) -> String {
     let head = match changed.as_slice() {
         [] => format!("nothing to do: {unchanged}"),
         changed => format!("{tenant}: secrets changed: {}", list(changed)),
@@ -197,7 +207,7 @@ fn text(tenant: &TenantId, SecretsSet { changed, machines }: &SecretsSet, unchan
     // Where nothing changed, only who could not take what was set before is of interest.
     let told = |machine: &&SecretTaker| !changed.is_empty() || machine.delivery == Delivery::Failed;
     let machines =
-        machines.iter().filter(told).map(|SecretTaker { instance, delivery, why }| match delivery {
+        set_for.iter().filter(told).map(|SecretTaker { instance, delivery, why }| match delivery {
             Delivery::Taken => format!("{instance} has taken it"),
             Delivery::Later => format!("{instance} takes it when it runs again"),
             Delivery::Failed => {
@@ -207,7 +217,11 @@ fn text(tenant: &TenantId, SecretsSet { changed, machines }: &SecretsSet, unchan
                 )
             }
         });
-    std::iter::once(head).chain(machines).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = std::iter::once(head).chain(machines).collect();
+    if !changed.is_empty() && set_for.is_empty() {
+        lines.push("no machine is given it".to_owned());
+    }
+    lines.join("\n")
 }
 
 fn listing(secrets: &[SecretInfo]) -> String {
@@ -290,5 +304,13 @@ mod tests {
         set.changed.clear();
         let expected = "nothing to do: so it is\na/w/i-3 goes on with what it had: no answer";
         assert_eq!(text(&alice, &set, "so it is"), expected);
+        // A name that was misspelt is nobody's.
+        let nobodys = SecretsSet { changed: vec!["default/APY_KEY".to_owned()], machines: Vec::new() };
+        assert_eq!(
+            text(&alice, &nobodys, ""),
+            "alice: secrets changed: default/APY_KEY\nno machine is given it"
+        );
+        let nothing = SecretsSet { changed: Vec::new(), machines: Vec::new() };
+        assert_eq!(text(&alice, &nothing, "so it is"), "nothing to do: so it is");
     }
 }

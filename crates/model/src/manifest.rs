@@ -104,6 +104,11 @@ impl Manifest {
         }
     }
 
+    /// Whether its text says this key.
+    pub fn says(&self, key: &str) -> bool {
+        self.places.has(key)
+    }
+
     /// Where a key stands; where it is absent, the nearest key that holds it.
     pub fn place(&self, key: &str) -> Place {
         self.places.find(key)

@@ -45,10 +45,10 @@ pub enum AgentError {
     #[error("there is no tenant `{0}`; `mvm tenant list` shows those there are")]
     NoTenant(TenantId),
     /// No such pool.
-    #[error("tenant {0} has no pool `{1}`; `mvm pool list` shows those there are")]
+    #[error("tenant {0} has no pool `{1}`; `mvm pool list {0}` shows those there are")]
     NoPool(TenantId, PoolId),
     /// No such user.
-    #[error("tenant {0} has no user `{1}`; `mvm user list` shows those there are")]
+    #[error("tenant {0} has no user `{1}`; `mvm user list {0}` shows those there are")]
     NoUser(TenantId, UserName),
 }
 

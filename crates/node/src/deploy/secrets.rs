@@ -132,9 +132,10 @@ impl Secrets {
             let bytes: usize = given.map(|secret| secret.value.expose().len()).sum();
             if bytes + routes + CONFIG_ROOM > MAX_UPDATE {
                 let message = format!(
-                    "pool {}'s machines would be given {bytes} bytes of secrets; with their config it may be {MAX_UPDATE} \
-                     together: name fewer in secret_scopes",
-                    pool.id
+                    "pool {}'s machines would be given {bytes} bytes of secrets, and may be given {}: use shorter ones, or name fewer \
+                     in secret_scopes",
+                    pool.id,
+                    MAX_UPDATE.saturating_sub(routes + CONFIG_ROOM)
                 );
                 return Err(invalid(format!("pools[{index}].secret_scopes"), message));
             }
