@@ -13,8 +13,13 @@ use tokio::time::timeout;
 use super::Refused;
 use super::methods::{Does, Method};
 
-/// All of a call but its files.
+/// All of a call but its files, as it comes.
 pub(super) const LONGEST: usize = 256 << 10;
+/// Parameters of a call.
+const MOST: usize = 64;
+/// Values in the lists and objects of a call. Each takes room of its own, up to ninety times that of its text, so they are
+/// counted before they are read. Telegram takes fewer: ten files of an album, with a hundred entities each.
+const MOST_VALUES: usize = 4096;
 /// How long a worker may take to send it.
 const BODY: Duration = Duration::from_secs(60);
 /// What people read: never anything else than text, whatever it looks like.
@@ -48,7 +53,10 @@ const NEVER: [&str; 8] = [
 pub(super) struct Parameters {
     chat: i64,
     values: Map<String, Value>,
+    /// Of what came so far.
     length: usize,
+    /// Those in lists and objects.
+    inner_values: usize,
 }
 
 impl Parameters {
@@ -57,7 +65,7 @@ impl Parameters {
     /// # Errors
     /// [`Refused`], here and in what follows.
     pub(super) fn of_query(query: Option<&str>, chat: i64) -> Result<Parameters, Refused> {
-        let mut parameters = Parameters { chat, values: Map::new(), length: 0 };
+        let mut parameters = Parameters { chat, values: Map::new(), length: 0, inner_values: 0 };
         parameters.add_form(query.unwrap_or_default().as_bytes())?;
         Ok(parameters)
     }
@@ -77,7 +85,8 @@ impl Parameters {
         match kind.split(';').next().unwrap_or_default().trim() {
             _ if body.is_empty() => {}
             "application/json" => {
-                let json: Value = serde_json::from_slice(&body).map_err(Refused::bad_request)?;
+                self.count(body.len())?;
+                let json = self.parse(&body)?;
                 let Value::Object(object) = json else { return Err(Refused::bad_request("no JSON object")) };
                 for (name, value) in object {
                     self.add(&name, value)?;
@@ -90,23 +99,72 @@ impl Parameters {
     }
 
     fn add_form(&mut self, text: &[u8]) -> Result<(), Refused> {
+        self.count(text.len())?;
         for (name, value) in form_urlencoded::parse(text) {
             self.add(&name, Value::String(value.into_owned()))?;
         }
         Ok(())
     }
 
+    /// One that is a part of a form.
+    pub(super) fn add_part(&mut self, name: &str, text: String) -> Result<(), Refused> {
+        self.count(name.len() + text.len())?;
+        self.add(name, Value::String(text))
+    }
+
     /// One more. A name that was there is refused.
-    pub(super) fn add(&mut self, name: &str, value: Value) -> Result<(), Refused> {
-        let value = checked(name, value, self.chat)?;
-        self.length += name.len() + value.as_str().map_or(0, str::len);
-        if self.length > LONGEST {
-            return Err(Refused::new(413, "Request Entity Too Large"));
+    fn add(&mut self, name: &str, value: Value) -> Result<(), Refused> {
+        if self.values.len() == MOST {
+            return Err(Refused::bad_request(format_args!("more than {MOST} parameters")));
         }
+        let value = self.checked(name, value)?;
         match self.values.insert(name.to_owned(), value) {
             None => Ok(()),
             Some(_) => Err(Refused::bad_request(format_args!("{name} is given twice"))),
         }
+    }
+
+    /// Counts what came, before anything is made of it.
+    fn count(&mut self, length: usize) -> Result<(), Refused> {
+        self.length += length;
+        if self.length > LONGEST {
+            return Err(Refused::new(413, "Request Entity Too Large"));
+        }
+        Ok(())
+    }
+
+    fn parse(&mut self, json: &[u8]) -> Result<Value, Refused> {
+        self.inner_values += inner_values(json);
+        if self.inner_values > MOST_VALUES {
+            let text = format_args!("more than {MOST_VALUES} values in lists and objects");
+            return Err(Refused::bad_request(text));
+        }
+        serde_json::from_slice(json).map_err(Refused::bad_request)
+    }
+
+    /// A parameter as it goes to Telegram.
+    fn checked(&mut self, name: &str, value: Value) -> Result<Value, Refused> {
+        check_name(name)?;
+        let value = match value {
+            Value::String(text) if !TEXTS.contains(&name) => self.structured(name, text)?,
+            other => other,
+        };
+        if is_chat(name) {
+            return own_chat(&value, self.chat);
+        }
+        check_within(&value, self.chat)?;
+        Ok(value)
+    }
+
+    /// In a form lists and objects are JSON in a string, and in JSON they may be, too.
+    fn structured(&mut self, name: &str, text: String) -> Result<Value, Refused> {
+        if !text.trim_start().starts_with(['{', '[']) {
+            return Ok(Value::String(text));
+        }
+        self.parse(text.as_bytes()).map_err(|mut refused| {
+            refused.description.push_str(&format!(" ({name})"));
+            refused
+        })
     }
 
     /// All there are, when no more come.
@@ -122,20 +180,6 @@ impl Parameters {
     pub(super) fn values(&self) -> &Map<String, Value> {
         &self.values
     }
-}
-
-/// A parameter as it goes to Telegram.
-pub(super) fn checked(name: &str, value: Value, chat: i64) -> Result<Value, Refused> {
-    check_name(name)?;
-    let value = match value {
-        Value::String(text) if !TEXTS.contains(&name) => structured(name, text)?,
-        other => other,
-    };
-    if is_chat(name) {
-        return own_chat(&value, chat);
-    }
-    check_within(&value, chat)?;
-    Ok(value)
 }
 
 /// A name as the Bot API has them, and none that is refused.
@@ -154,12 +198,20 @@ fn check_not_refused(name: &str) -> Result<(), Refused> {
     Ok(())
 }
 
-/// In a form lists and objects are JSON in a string, and in JSON they may be, too.
-fn structured(name: &str, text: String) -> Result<Value, Refused> {
-    if !text.trim_start().starts_with(['{', '[']) {
-        return Ok(Value::String(text));
+/// How many values a text can have in its lists and objects, at most: each follows an opening or a comma. Of what is no
+/// JSON that goes for all before the mistake.
+fn inner_values(json: &[u8]) -> usize {
+    let (mut in_string, mut escaped, mut count) = (false, false, 0);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' | b',' if !in_string => count += 1,
+            _ => {}
+        }
     }
-    serde_json::from_str(&text).map_err(|error| Refused::bad_request(format_args!("{name}: {error}")))
+    count
 }
 
 /// `chat_id`, `from_chat_id`, and whatever else comes.
@@ -262,6 +314,35 @@ mod tests {
         assert!(Parameters::of_query(Some("chat%5fid=778"), OWN).is_err());
         let mut read = Parameters::of_query(Some("chat_id=777"), OWN).unwrap();
         assert!(read.add("chat_id", json!(OWN)).is_err());
+    }
+
+    #[test]
+    fn what_is_counted_is_never_less_than_what_there_is() {
+        for (json, most) in [
+            (r#"{"a": 1, "b": [2, 3], "c": {}, "d": "x,[{\",["}"#, 7),
+            (r"[[], [[]], 4]", 6),
+            (r#""[,{""#, 0),
+            (r#"["\\", 1]"#, 2),
+        ] {
+            assert_eq!(inner_values(json.as_bytes()), most, "{json}");
+        }
+    }
+
+    #[test]
+    fn what_takes_much_room_is_refused_before_it_is_read() {
+        let chat = ("chat_id", json!(OWN));
+        let objects = |count| json!(format!("[{}]", vec![r#"{"":0}"#; count].join(",")));
+        assert!(add(&[chat.clone(), ("media", objects(2048))]).is_ok());
+        let refused = add(&[chat.clone(), ("media", objects(2049))]).unwrap_err();
+        assert_eq!(refused.description, "Bad Request: more than 4096 values in lists and objects (media)");
+        assert!(add(&[chat.clone(), ("media", objects(1100)), ("entities", objects(1100))]).is_err());
+        let named = |count: usize| -> Vec<String> { (0..count).map(|number| format!("p{number}")).collect() };
+        let add_all = |names: &[String]| {
+            let all = [chat.clone()].into_iter().chain(names.iter().map(|name| (name.as_str(), json!(1))));
+            add(&all.collect::<Vec<_>>())
+        };
+        assert!(add_all(&named(63)).is_ok());
+        assert_eq!(add_all(&named(64)).unwrap_err().description, "Bad Request: more than 64 parameters");
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

@@ -2,6 +2,8 @@
 //! without which Telegram does nothing, is sent only when all of it was in order.
 
 use std::collections::HashSet;
+use std::future::ready;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::super::outgoing::{Body, BodyError};
+use super::super::outgoing::{Body, BodyError, in_full};
 use super::Refused;
 use super::methods::Method;
 use super::parameters::{LONGEST, Parameters, is_chat};
@@ -24,6 +26,10 @@ use crate::lock;
 
 /// What Telegram takes, with all that is not a file.
 const LARGEST: u64 = (50 << 20) + LONGEST as u64;
+/// Parts of a form that are files.
+const MOST_FILES: usize = 64;
+/// What is held while neither a part's head is whole nor anything of its content is there.
+const LONGEST_HEAD: usize = 64 << 10;
 /// A worker that sends nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -34,10 +40,17 @@ pub(super) fn is_multipart(headers: &HeaderMap) -> bool {
 
 /// A form on its way.
 pub(super) struct Upload {
-    parts: Multipart<'static>,
+    parts: Parts,
     parameters: Parameters,
     method: &'static Method,
     boundary: String,
+}
+
+/// The parts as they come.
+struct Parts {
+    read: Multipart<'static>,
+    /// What came since there was last something to take.
+    held: Arc<AtomicUsize>,
 }
 
 /// Why it was broken off, to be asked for when the call has failed.
@@ -52,14 +65,7 @@ impl Upload {
         let kind =
             request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         let boundary = multer::parse_boundary(kind).map_err(Refused::bad_request)?;
-        let frames = BodyStream::new(request.into_body());
-        let bytes = frames.filter_map(async |frame| match frame {
-            Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(error) => Some(Err(error)),
-        });
-        let limits = SizeLimit::new().whole_stream(LARGEST);
-        let parts =
-            Multipart::with_constraints(bytes.boxed(), boundary, Constraints::new().size_limit(limits));
+        let parts = Parts::new(request.into_body(), boundary);
         let boundary = own_boundary()?;
         Ok(Upload { parts, parameters, method, boundary })
     }
@@ -98,18 +104,18 @@ impl Upload {
             send(text_part(&self.boundary, name, value)).await?;
         }
         let mut files = HashSet::new();
-        while let Some(mut part) = next(&mut self.parts).await? {
+        while let Some(mut part) = self.parts.next().await? {
             let name = part.name().unwrap_or_default().to_owned();
             if part.file_name().is_none() {
-                let value = text_of(part).await?;
-                self.parameters.add(&name, Value::String(value))?;
+                let text = self.parts.text_of(part).await?;
+                self.parameters.add_part(&name, text)?;
                 let value = self.parameters.values().get(&name).unwrap_or(&Value::Null);
                 send(text_part(&self.boundary, &name, value)).await?;
                 continue;
             }
             check_file(&name, &mut files)?;
             send(file_head(&self.boundary, &name, &part)).await?;
-            while let Some(chunk) = in_time(part.chunk()).await? {
+            while let Some(chunk) = self.parts.chunk(&mut part).await? {
                 send(chunk).await?;
             }
             send(Bytes::from_static(b"\r\n")).await?;
@@ -122,8 +128,49 @@ impl Upload {
     }
 }
 
-async fn next(parts: &mut Multipart<'static>) -> Result<Option<Field<'static>>, Refused> {
-    in_time(parts.next_field()).await
+impl Parts {
+    fn new(body: Incoming, boundary: String) -> Parts {
+        let held = Arc::new(AtomicUsize::new(0));
+        let holding = Arc::clone(&held);
+        let bytes = BodyStream::new(body).filter_map(move |frame| {
+            let more = match frame {
+                // It would hold all of it, and find the end of a head in it or not.
+                Ok(_) if holding.load(Ordering::Relaxed) > LONGEST_HEAD => {
+                    Some(Err("the head of a part is too long".into()))
+                }
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => Some(Err(BodyError::from(error))),
+            };
+            if let Some(Ok(data)) = &more {
+                holding.fetch_add(data.len(), Ordering::Relaxed);
+            }
+            ready(more)
+        });
+        let limits = SizeLimit::new().whole_stream(LARGEST);
+        let limits = Constraints::new().size_limit(limits);
+        Parts { read: Multipart::with_constraints(bytes.boxed(), boundary, limits), held }
+    }
+
+    async fn next(&mut self) -> Result<Option<Field<'static>>, Refused> {
+        self.held.store(0, Ordering::Relaxed);
+        in_time(self.read.next_field()).await
+    }
+
+    async fn chunk(&self, part: &mut Field<'static>) -> Result<Option<Bytes>, Refused> {
+        self.held.store(0, Ordering::Relaxed);
+        in_time(part.chunk()).await
+    }
+
+    async fn text_of(&self, mut part: Field<'static>) -> Result<String, Refused> {
+        let mut text = Vec::new();
+        while let Some(chunk) = self.chunk(&mut part).await? {
+            if text.len() + chunk.len() > LONGEST {
+                return Err(Refused::new(413, "Request Entity Too Large"));
+            }
+            text.extend_from_slice(&chunk);
+        }
+        String::from_utf8(text).map_err(|_| Refused::bad_request("a parameter is not UTF-8"))
+    }
 }
 
 async fn in_time<T>(what: impl Future<Output = multer::Result<T>>) -> Result<T, Refused> {
@@ -132,26 +179,19 @@ async fn in_time<T>(what: impl Future<Output = multer::Result<T>>) -> Result<T, 
         Ok(Err(multer::Error::StreamSizeExceeded { .. })) => {
             Err(Refused::new(413, "Request Entity Too Large"))
         }
+        Ok(Err(multer::Error::StreamReadFailed(error))) => Err(Refused::bad_request(in_full(&*error))),
         Ok(Err(error)) => Err(Refused::bad_request(error)),
         Err(_) => Err(Refused::new(408, "Request Timeout")),
     }
-}
-
-async fn text_of(mut part: Field<'static>) -> Result<String, Refused> {
-    let mut text = Vec::new();
-    while let Some(chunk) = in_time(part.chunk()).await? {
-        if text.len() + chunk.len() > LONGEST {
-            return Err(Refused::new(413, "Request Entity Too Large"));
-        }
-        text.extend_from_slice(&chunk);
-    }
-    String::from_utf8(text).map_err(|_| Refused::bad_request("a parameter is not UTF-8"))
 }
 
 /// A file's part may have any plain name, as others refer to it, but that of no chat.
 fn check_file(name: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     let is_plain = (1..=128).contains(&name.len()) && name.bytes().all(fits);
+    if seen.len() == MOST_FILES {
+        return Err(Refused::bad_request(format_args!("more than {MOST_FILES} files")));
+    }
     if !is_plain || is_chat(name) || !seen.insert(name.to_owned()) {
         return Err(Refused::bad_request(format_args!("{name:?} is no name for a file's part")));
     }

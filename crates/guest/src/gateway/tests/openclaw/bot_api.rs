@@ -109,6 +109,57 @@ fn an_upload_that_is_not_for_the_own_chat_does_nothing() {
 }
 
 #[test]
+fn a_form_of_which_much_would_have_to_be_kept_is_refused() {
+    let world = world();
+    let part = |name: &str, value: &str| {
+        format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+    };
+    let file = |name: &str, more: &str| {
+        format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"a\"\r\n{more}\r\nx\r\n")
+    };
+    let send = |parts: &[String]| {
+        let form = format!("{}{}--B--\r\n", part("chat_id", "777"), parts.concat());
+        let kind = "multipart/form-data; boundary=B";
+        world.raw(world.alice.ip, post(&path(&world, "sendMediaGroup"), kind, form))
+    };
+    // A small text, and many values each of which takes much room.
+    let objects = |count: usize| format!("[{}]", vec![r#"{"":0}"#; count].join(","));
+    let several = ["a", "b", "c", "d"].map(|name| part(name, &objects(1000)));
+    // Few values, and long texts.
+    let long = ["a", "b", "c", "d"].map(|name| part(name, &format!("[\"{}\"]", "x".repeat(70_000))));
+    let many: Vec<String> = (0..64).map(|number| part(&format!("p{number}"), "1")).collect();
+    let files: Vec<String> = (0..65).map(|number| file(&format!("f{number}"), "")).collect();
+    let head = file("a", &format!("X: {}\r\n", "x".repeat(2 << 20)));
+    for (parts, status, why) in [
+        (&several[..], 400, "more than 4096 values"),
+        (&long[..], 413, "Too Large"),
+        (&many[..], 400, "more than 64 parameters"),
+        (&files[..], 400, "more than 64 files"),
+        (&[head][..], 400, "head of a part is too long"),
+    ] {
+        let answer = send(parts);
+        assert!(answer.status() == status && answer.body.contains(why), "{why}: {}", answer.body);
+    }
+    let json = format!("{{\"chat_id\":777,\"media\":{}}}", objects(3000));
+    let path = path(&world, "sendMediaGroup");
+    assert_eq!(world.raw(world.alice.ip, post(&path, "application/json", json)).status(), 400);
+    assert!(world.bot.calls_of("sendMediaGroup").is_empty());
+    // As much as Telegram takes.
+    let entity = r#"{"type":"bold","offset":1,"length":2}"#;
+    let item = |number| {
+        format!(
+            r#"{{"type":"photo","media":"attach://f{number}","caption_entities":[{}]}}"#,
+            vec![entity; 98].join(",")
+        )
+    };
+    let album: Vec<String> = (0..10).map(item).collect();
+    let mut parts = vec![part("media", &format!("[{}]", album.join(",")))];
+    parts.extend((0..10).map(|number| file(&format!("f{number}"), "Content-Type: image/png\r\n")));
+    let answer = send(&parts);
+    assert_eq!(answer.status(), 200, "{}", answer.body);
+}
+
+#[test]
 fn other_chats_methods_and_workers_are_refused() {
     let world = world();
     let calls = world.bot.calls().len();
