@@ -7,6 +7,7 @@
 //! | `outgoing` | HTTP and HTTPS to the services outside |
 //! | `telegram` | updates from Telegram to workers |
 //! | `worker_port` | the port for workers: who asks, and what for |
+//! | `pace` | how many calls a worker may make |
 //! | `bot_api` | the Bot API, as far as a worker may use it |
 //! | `model` | the model API, what it costs, and its limit |
 //! | `metrics` | counters, and the port they are read on |
@@ -17,6 +18,7 @@ mod durable;
 mod metrics;
 mod model;
 mod outgoing;
+mod pace;
 mod settings;
 mod telegram;
 mod worker_port;
@@ -32,10 +34,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::listen::Shared;
 use super::{GatewayError, note};
-use bot_api::{FilesSeen, Pacing};
+use bot_api::FilesSeen;
 use metrics::Metrics;
-use model::Spending;
+use model::{Calls, Spending};
 use outgoing::Outgoing;
+use pace::Pacing;
 use settings::Settings;
 use telegram::{Claims, Typing};
 
@@ -114,7 +117,9 @@ struct Context {
     claims: Claims,
     typing: Typing,
     files: FilesSeen,
-    pacing: Pacing,
+    bot_api_pacing: Pacing,
+    model_pacing: Pacing,
+    model_calls: Calls,
     spending: Spending,
     closing: CancellationToken,
 }
@@ -200,7 +205,9 @@ impl OpenClaw {
             claims,
             typing: Typing::default(),
             files: FilesSeen::default(),
-            pacing: Pacing::default(),
+            bot_api_pacing: Pacing::default(),
+            model_pacing: Pacing::default(),
+            model_calls: Calls::default(),
             spending,
             closing: CancellationToken::new(),
         });

@@ -4,14 +4,12 @@
 //! |---|---|
 //! | `methods` | what may be called |
 //! | `parameters` | reads parameters, and lets only those through that are about the worker's own chat |
-//! | `pace` | how many calls a worker may make |
 //! | `parts` | uploads, passed on as they come |
 //! | `pass_on` | the call to Telegram |
 //! | `files` | which files a worker may download |
 
 mod files;
 mod methods;
-mod pace;
 mod parameters;
 mod parts;
 mod pass_on;
@@ -30,7 +28,6 @@ use super::settings::{Person, Settings, same_secret};
 
 pub(super) use files::FilesSeen;
 use methods::{Does, Method};
-pub(super) use pace::Pacing;
 use parameters::Parameters;
 
 /// An answer of the gateway's own that says no, in the Bot API's form.
@@ -91,7 +88,7 @@ pub(super) async fn answer(
         Err(refused) => return refused.into_response(),
     };
     let user = &person.served.user;
-    if let Err(seconds) = context.pacing.take(person.served.instance_id) {
+    if let Err(seconds) = context.bot_api_pacing.take(person.served.instance_id) {
         context.metrics.called(user, "too_many", 429);
         return Refused::too_many(seconds).into_response();
     }

@@ -2,10 +2,12 @@
 //!
 //! | file | does |
 //! |---|---|
+//! | `calls` | how many a worker has in hand |
 //! | `meter` | reads from an answer on its way what it used |
 //! | `prices` | what that costs, by estimate |
 //! | `spending` | what each person has used, by month, and kept |
 
+mod calls;
 mod meter;
 mod prices;
 mod spending;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{self, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
@@ -25,6 +27,7 @@ use super::Context;
 use super::outgoing::{Body, OutgoingError, Timely, json_response};
 use super::settings::{Person, Settings, same_secret};
 
+pub(super) use calls::Calls;
 use meter::{Metered, ReadingOn};
 pub(super) use spending::Spending;
 
@@ -32,6 +35,8 @@ pub(super) use spending::Spending;
 const SILENCE: Duration = Duration::from_secs(300);
 /// What the API takes.
 const LARGEST: usize = 32 << 20;
+/// When a worker may ask again, in seconds, that has as many calls in hand as it may.
+const BUSY: u64 = 5;
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// An answer of the gateway's own that says no, in the API's form.
@@ -40,17 +45,27 @@ struct Refused {
     status: StatusCode,
     kind: &'static str,
     message: String,
+    /// After how many seconds it may be tried again.
+    retry_after: Option<u64>,
 }
 
 impl Refused {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Refused {
-        Refused { status, kind, message: message.into() }
+        Refused { status, kind, message: message.into(), retry_after: None }
+    }
+
+    fn too_many(message: impl Into<String>, seconds: u64) -> Refused {
+        let refused = Refused::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Refused { retry_after: Some(seconds), ..refused }
     }
 
     fn into_response(self) -> Response<Body> {
         let body = json!({ "type": "error", "error": { "type": self.kind, "message": self.message } });
         let mut response = json_response(&body);
         *response.status_mut() = self.status;
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
         response
     }
 }
@@ -67,6 +82,12 @@ pub(super) async fn answer(
         Ok(person) => person,
         Err(refused) => return refused.into_response(),
     };
+    let user = &person.served.user;
+    if let Err(seconds) = context.model_pacing.take(person.served.instance_id) {
+        context.metrics.called(user, "too_many", 429);
+        let text = "this worker makes too many calls; five a second are given to it";
+        return Refused::too_many(text, seconds).into_response();
+    }
     let (name, answered) = match (request.method(), path) {
         (&Method::POST, "/v1/messages") => ("messages", messages(context, person, path, request).await),
         (&Method::POST, "/v1/messages/count_tokens") => {
@@ -81,7 +102,7 @@ pub(super) async fn answer(
         }
     };
     let response = answered.unwrap_or_else(Refused::into_response);
-    context.metrics.called(&person.served.user, name, response.status().as_u16());
+    context.metrics.called(user, name, response.status().as_u16());
     response
 }
 
@@ -121,6 +142,11 @@ async fn messages(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
     let user = person.served.user.clone();
+    // Before it is looked what was spent: what those before it used is counted when there is a place.
+    let place = context.model_calls.take(person.served.instance_id).ok_or_else(|| {
+        let text = format!("this worker has {} calls in hand, and may not have more", calls::PER_WORKER);
+        Refused::too_many(text, BUSY)
+    })?;
     if let Some(limit) = person.served.monthly_limit_cents
         && context.spending.reached(&user, limit)
     {
@@ -142,7 +168,10 @@ async fn messages(
         let is_stream = kind.starts_with(b"text/event-stream");
         let (tasks, ending) = (asking.gateway.connections.clone(), asking.gateway.ending.clone());
         let reading_on = ReadingOn { tasks, ending };
-        let told = move |used: meter::Used| asking.spending.add(&user, &used);
+        let told = move |used: meter::Used| {
+            asking.spending.add(&user, &used);
+            drop(place);
+        };
         let metered = Metered::new(Timely::new(body, SILENCE), is_stream, reading_on, told);
         Ok(Response::from_parts(head, metered.boxed_unsync()))
     };

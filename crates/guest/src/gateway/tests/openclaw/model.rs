@@ -204,6 +204,63 @@ fn who_leaves_before_the_end_has_it_counted_nevertheless() {
 }
 
 #[test]
+fn who_leaves_again_and_again_has_no_more_calls_in_hand_than_who_stays() {
+    let world = World::new();
+    let token = &world.alice.token;
+    world.model.set_pause(Duration::from_millis(500));
+    for _ in 0..8 {
+        let mut peer = world.peer(world.alice.ip);
+        world.block_on(async {
+            peer.send(request("/v1/messages", token, "", &said("1 2 3 4 5 6 7 8 9 10", true))).await;
+            assert_eq!(peer.head().await.status(), 200);
+        });
+    }
+    world.model.order("/v1/messages", Fault::Slow(Duration::from_secs(5)), 8);
+    for count in 9..=24 {
+        let mut peer = world.peer(world.alice.ip);
+        world.block_on(peer.send(request("/v1/messages", token, "", &said("x", false))));
+        if count <= 16 {
+            world.until(|world| world.model.calls().len() == count);
+        } else {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let refused = ask(&world, &world.alice, "x");
+    assert_eq!((refused.status(), refused.header("retry-after")), (429, Some("5")));
+    let error = &body(&refused)["error"];
+    assert_eq!(error["type"], "rate_limit_error");
+    assert!(error["message"].as_str().unwrap().contains("has 16 calls in hand"), "{error}");
+    assert_eq!(world.model.calls().len(), 16);
+    assert_eq!(ask(&world, &world.bob, "x").status(), 200, "they are one worker's");
+    world.until(|world| usage(world)["alice"]["requests"] == json!(16));
+    assert_eq!(ask(&world, &world.alice, "x").status(), 200);
+}
+
+#[test]
+fn a_worker_makes_so_many_calls_a_second_whatever_they_are() {
+    let world = World::new();
+    let messages = json!([{ "role": "user", "content": "x" }]);
+    let count = json!({ "model": MODEL, "messages": messages }).to_string();
+    let count = request("/v1/messages/count_tokens", &world.alice.token, "", &count);
+    let begin = std::time::Instant::now();
+    let mut passed = 0;
+    let refused = loop {
+        let answer = world.raw(world.alice.ip, &count);
+        match answer.status() {
+            200 => passed += 1,
+            _ => break answer,
+        }
+        // 30 at once, and five a second.
+        assert!(f64::from(passed) <= 30.0 + 5.0 * begin.elapsed().as_secs_f64(), "{passed}");
+    };
+    assert_eq!((refused.status(), refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(body(&refused)["error"]["type"], "rate_limit_error");
+    assert!(passed >= 30, "{passed}");
+    let models = request("/v1/models", &world.bob.token, "", "");
+    assert_eq!(world.raw(world.bob.ip, models).status(), 200);
+}
+
+#[test]
 fn models_do_without_telegram_and_telegram_without_models() {
     let mut world = World::asleep();
     std::fs::remove_file(world.config.openclaw.secrets.join("anthropic/ANTHROPIC_API_KEY")).unwrap();

@@ -1,4 +1,4 @@
-//! How many calls a worker may make. All share the bot, and what is too much for Telegram would stop everybody.
+//! How many calls a worker may make. All share the bot and the key, and what is too much for a service would stop everybody.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -14,7 +14,7 @@ const PER_SECOND: f64 = 5.0;
 
 /// What each worker has left.
 #[derive(Debug, Default)]
-pub(in super::super) struct Pacing(Mutex<HashMap<InstanceId, Left>>);
+pub(super) struct Pacing(Mutex<HashMap<InstanceId, Left>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Left {
