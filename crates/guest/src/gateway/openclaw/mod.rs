@@ -84,6 +84,8 @@ pub struct Pace {
     pub longest_pause: Duration,
     /// Pause where only a person can mend it: a wrong token, a second poller.
     pub slow_pause: Duration,
+    /// For so long the gateway waits in a worker's place, where Telegram is not to be reached or says it is too much.
+    pub patience: Duration,
     /// How long an update waits with Telegram, which forgets it after a day, before it is kept here.
     pub park_after: Duration,
     /// How long a person waits before they see that something happens.
@@ -98,6 +100,7 @@ impl Default for Pace {
             first_pause: Duration::from_millis(250),
             longest_pause: Duration::from_secs(30),
             slow_pause: Duration::from_secs(60),
+            patience: Duration::from_secs(30),
             park_after: Duration::from_secs(3600),
             typing_after: Duration::from_secs(1),
             typing_every: Duration::from_secs(5),

@@ -164,7 +164,7 @@ async fn carry_out(
                 return pass_on::upload(context, settings, method, upload).await;
             }
             let parameters = parameters.with_body(request).await?.complete(method)?;
-            pass_on::call(context, settings, person, method, parameters).await
+            pass_on::call(context, person, method, parameters).await
         }
     }
 }

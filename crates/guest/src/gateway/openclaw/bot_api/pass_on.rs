@@ -21,8 +21,6 @@ use crate::lock;
 /// How long Telegram may take with a call, or between two pieces of a file, and with an upload.
 const CALL: Duration = Duration::from_secs(60);
 const UPLOAD: Duration = Duration::from_secs(600);
-/// For so long the gateway waits in a worker's place, where Telegram is not to be reached or says it is too much.
-const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// The longest answer that is none of a file.
@@ -31,19 +29,19 @@ const LONGEST_ANSWER: usize = 4 << 20;
 /// Passes a call on. What was not sent, or was too much, is tried again; what may have been carried out is not.
 pub(super) async fn call(
     context: &Context,
-    settings: &Settings,
     person: &Person,
     method: &Method,
     parameters: Map<String, Value>,
 ) -> Result<Response<Body>, Refused> {
-    let bot = bot(settings)?;
     let body = Bytes::from(Value::Object(parameters).to_string());
-    let uri = format!("{}/bot{}/{}", settings.endpoints.telegram, bot.expose(), method.name);
-    let (deadline, mut pause) = (Instant::now() + PATIENCE, FIRST_PAUSE);
+    let (deadline, mut pause) = (Instant::now() + context.config.pace.patience, FIRST_PAUSE);
     loop {
+        // As they are now: the token of the try before may be revoked.
+        let settings = context.settings();
+        let uri = format!("{}/bot{}/{}", settings.endpoints.telegram, bot(&settings)?.expose(), method.name);
         let request = Request::builder()
             .method(HttpMethod::POST)
-            .uri(&uri)
+            .uri(uri)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(full(body.clone()))
             .map_err(|_| Refused::new(502, "Bad Gateway: the endpoint is no URL"))?;

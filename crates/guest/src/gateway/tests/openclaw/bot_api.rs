@@ -6,7 +6,7 @@ use mvm_fakes::Fault;
 use mvm_protocol::openclaw::worker_bot_token;
 use serde_json::{Value, json};
 
-use super::super::harness::Message;
+use super::super::harness::{Message, Peer};
 use super::world::*;
 
 /// Everybody has written to the bot.
@@ -244,4 +244,26 @@ fn what_was_not_sent_is_tried_again_and_what_was_is_not() {
     let answer = world.call(&world.alice, "getFile", &json!({ "file_id": "none" }));
     assert_eq!(answer.status(), 400, "{}", answer.body);
     late.join().unwrap();
+}
+
+/// Sends a call, and has the worker wait for its answer.
+fn begin(world: &World, method: &str, said: &Value) -> Peer {
+    let mut peer = world.peer(world.alice.ip);
+    world.block_on(peer.send(post(&path(world, method), "application/json", said.to_string())));
+    peer
+}
+
+const ANOTHER: &str = "12345:AAanother";
+
+#[test]
+fn a_call_that_waits_when_the_token_is_replaced_goes_on_with_the_new_one() {
+    let mut world = world();
+    world.bot.order("sendMessage", Fault::TooManyRequests { retry_after: 2 }, 1);
+    let mut peer = begin(&world, "sendMessage", &json!({ "chat_id": ALICE, "text": "x" }));
+    world.until(|world| world.bot.calls_of("sendMessage").len() == 1);
+    world.bot.set_token(ANOTHER);
+    world.secret("telegram/TELEGRAM_BOT_TOKEN", ANOTHER.as_bytes());
+    world.reload();
+    let answer = world.block_on(peer.message());
+    assert_eq!(answer.status(), 200, "{}", answer.body);
 }
