@@ -214,6 +214,8 @@ async fn answer(bot: Arc<Bot>, request: Request<Incoming>) -> Result<Response<Bo
         return Ok(respond(Err(Refused::new(404, "Not Found"))));
     };
     if !lock(&bot.state).tokens.contains(token) {
+        // All of a request is taken before it is refused.
+        let _ = read(request.into_body(), LARGEST_BODY).await;
         return Ok(respond(Err(Refused::new(401, "Unauthorized"))));
     }
     let Some(method) = methods::spelling(method) else {

@@ -33,6 +33,7 @@ struct Counts {
     people: BTreeMap<String, Person>,
     strangers: u64,
     refused: u64,
+    keys_refused: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -83,6 +84,11 @@ impl Metrics {
     /// A call that was refused as the month's limit is reached.
     pub(super) fn over_limit(&self, user: &str) {
         self.person(user, |person| person.over_limit += 1);
+    }
+
+    /// A call that a service refused for the gateway's key.
+    pub(super) fn key_refused(&self, key: &'static str) {
+        *lock(&self.0).keys_refused.entry(key).or_default() += 1;
     }
 
     /// An update that goes to nobody; `told`: its sender was told so.
@@ -149,6 +155,10 @@ fn text(context: &Context) -> String {
         "Model calls refused as the month's limit is reached.",
     );
     page.people(&counts, |person| person.over_limit);
+    page.head("mvm_openclaw_keys_refused_total", "counter", "Calls refused for a key of the gateway's.");
+    for (key, count) in &counts.keys_refused {
+        page.line(&[("key", key)], count);
+    }
     spent(context, &mut page);
     page.text
 }

@@ -132,6 +132,15 @@ impl Context {
     fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.borrow())
     }
+
+    /// A service does not take a key of these settings, [`settings::BOT_TOKEN`] or [`settings::MODEL_KEY`]. No worker can
+    /// mend that, and none is to take it for its own token.
+    fn key_refused(&self, settings: &Settings, key: &'static str) {
+        self.metrics.key_refused(key);
+        if settings.refuse(key) {
+            note(&format!("{key} is refused: it is not valid (any more); give the tenant another one"));
+        }
+    }
 }
 
 /// All of it at work, with the settings it was last given.

@@ -1,9 +1,11 @@
 //! Who is served, by which worker, with which keys.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Mutex;
 
 use mvm_model::Endpoints;
 use mvm_model::openclaw::{SCOPE, TOKEN_KEY};
@@ -14,6 +16,12 @@ use serde::Deserialize;
 
 use super::super::GatewayError;
 use super::OpenClawConfig;
+use crate::lock;
+
+/// Where the bot's token is, below the secrets.
+pub(super) const BOT_TOKEN: &str = "telegram/TELEGRAM_BOT_TOKEN";
+/// Where the key of the models is.
+pub(super) const MODEL_KEY: &str = "anthropic/ANTHROPIC_API_KEY";
 
 /// A snapshot; a call that began with it ends with it.
 pub(super) struct Settings {
@@ -23,6 +31,8 @@ pub(super) struct Settings {
     pub(super) bot: Option<BotToken>,
     /// None: there are no models.
     pub(super) model_key: Option<String>,
+    /// Those of the keys that a service has refused.
+    refused: Mutex<BTreeSet<&'static str>>,
 }
 
 /// Somebody who is served, and what their worker knows.
@@ -61,12 +71,18 @@ impl Settings {
         let Some(key) = read_secret(&path).await? else {
             return Err(GatewayError::File { path, source: io::ErrorKind::NotFound.into() });
         };
-        let bot = secret("telegram/TELEGRAM_BOT_TOKEN").await?;
+        let bot = secret(BOT_TOKEN).await?;
         let bot = bot.map(|text| BotToken::parse(&text)).transpose()?;
-        let model_key = secret("anthropic/ANTHROPIC_API_KEY").await?;
+        let model_key = secret(MODEL_KEY).await?;
         let model_key = model_key.map(|key| String::from_utf8_lossy(&key).trim().to_owned());
         let people = gateway.users.into_iter().map(|served| Person::new(served, &key)).collect();
-        Ok(Some(Settings { endpoints: gateway.endpoints, people, bot, model_key }))
+        let refused = Mutex::default();
+        Ok(Some(Settings { endpoints: gateway.endpoints, people, bot, model_key, refused }))
+    }
+
+    /// A service has refused a key, [`BOT_TOKEN`] or [`MODEL_KEY`]; whether for the first time.
+    pub(super) fn refuse(&self, key: &'static str) -> bool {
+        lock(&self.refused).insert(key)
     }
 
     /// Whose private chat this is.

@@ -57,6 +57,12 @@ impl Refused {
         Refused::new(403, format!("Forbidden: {what}"))
     }
 
+    /// The gateway's own token is refused, which says nothing of the worker's.
+    fn no_access() -> Refused {
+        let description = "Service Unavailable: Telegram does not take the gateway's token".to_owned();
+        Refused { retry_after: Some(5), ..Refused::new(503, description) }
+    }
+
     fn into_response(self) -> Response<Body> {
         let mut body = json!({ "ok": false, "error_code": self.code, "description": self.description });
         if let Some(seconds) = self.retry_after {

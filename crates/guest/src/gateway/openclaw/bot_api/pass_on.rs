@@ -1,5 +1,6 @@
 //! The call to Telegram, with the bot's token.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,11 +9,11 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Method as HttpMethod, Request, Response, StatusCode};
 use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::super::Context;
 use super::super::outgoing::{Body, OutgoingError, Timely, full, in_full};
-use super::super::settings::{BotToken, Person, Settings};
+use super::super::settings::{BOT_TOKEN, BotToken, Person, Settings};
 use super::methods::Method;
 use super::parts::Upload;
 use super::{Refused, with_retry_after};
@@ -26,7 +27,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// The longest answer that is none of a file.
 const LONGEST_ANSWER: usize = 4 << 20;
 
-/// Passes a call on. What was not sent, or was too much, is tried again; what may have been carried out is not.
+/// Passes a call on. What was not sent, or was too much, is tried again; what may have been carried out is not. Where the
+/// token is refused it waits for another one.
 pub(super) async fn call(
     context: &Context,
     person: &Person,
@@ -35,9 +37,10 @@ pub(super) async fn call(
 ) -> Result<Response<Body>, Refused> {
     let body = Bytes::from(Value::Object(parameters).to_string());
     let (deadline, mut pause) = (Instant::now() + context.config.pace.patience, FIRST_PAUSE);
+    let mut changes = context.settings.subscribe();
     loop {
         // As they are now: the token of the try before may be revoked.
-        let settings = context.settings();
+        let settings = Arc::clone(&changes.borrow_and_update());
         let uri = format!("{}/bot{}/{}", settings.endpoints.telegram, bot(&settings)?.expose(), method.name);
         let request = Request::builder()
             .method(HttpMethod::POST)
@@ -48,6 +51,15 @@ pub(super) async fn call(
         let wait = match context.outgoing.send(request, CALL).await {
             Ok(response) => {
                 let (status, answer) = whole(response).await?;
+                if status == StatusCode::UNAUTHORIZED {
+                    if !changes.has_changed().unwrap_or_default() {
+                        context.key_refused(&settings, BOT_TOKEN);
+                    }
+                    match timeout_at(deadline, changes.changed()).await {
+                        Ok(Ok(())) => continue,
+                        _ => return Err(Refused::no_access()),
+                    }
+                }
                 match retry_after(status, &answer) {
                     Some(wait) if Instant::now() + wait <= deadline => wait,
                     wait => {
@@ -96,7 +108,8 @@ pub(super) async fn upload(
         Some(sent) => sent,
         None => sending.await,
     };
-    let (status, answer) = whole(sent.map_err(|error| bad_gateway(&error))?).await?;
+    let sent = accepted(context, settings, sent.map_err(|error| bad_gateway(&error))?)?;
+    let (status, answer) = whole(sent).await?;
     let wait = retry_after(status, &answer);
     Ok(answered(status, answer, wait))
 }
@@ -120,6 +133,7 @@ pub(super) async fn download(
     let outgoing = Request::builder().uri(uri).body(full(Bytes::new()));
     let outgoing = outgoing.map_err(|_| Refused::bad_request("file_path"))?;
     let response = context.outgoing.send(outgoing, CALL).await.map_err(|error| bad_gateway(&error))?;
+    let response = accepted(context, settings, response)?;
     let (head, body) = response.into_parts();
     let mut passed = Response::new(Timely::new(body, CALL).boxed_unsync());
     *passed.status_mut() = head.status;
@@ -131,6 +145,19 @@ pub(super) async fn download(
 
 fn bot(settings: &Settings) -> Result<&BotToken, Refused> {
     settings.bot.as_ref().ok_or_else(|| Refused::new(502, "Bad Gateway: the gateway has no bot token"))
+}
+
+/// An answer, unless it is that the token is refused.
+fn accepted(
+    context: &Context,
+    settings: &Settings,
+    response: Response<Incoming>,
+) -> Result<Response<Incoming>, Refused> {
+    if response.status() == StatusCode::UNAUTHORIZED {
+        context.key_refused(settings, BOT_TOKEN);
+        return Err(Refused::no_access());
+    }
+    Ok(response)
 }
 
 fn bad_gateway(error: &OutgoingError) -> Refused {

@@ -25,7 +25,7 @@ use serde_json::json;
 use super::super::headers;
 use super::Context;
 use super::outgoing::{Body, OutgoingError, Timely, json_response};
-use super::settings::{Person, Settings, same_secret};
+use super::settings::{MODEL_KEY, Person, Settings, same_secret};
 
 pub(super) use calls::Calls;
 use meter::{Metered, ReadingOn};
@@ -35,7 +35,7 @@ pub(super) use spending::Spending;
 const SILENCE: Duration = Duration::from_secs(300);
 /// What the API takes.
 const LARGEST: usize = 32 << 20;
-/// When a worker may ask again, in seconds, that has as many calls in hand as it may.
+/// When a worker may ask again, in seconds, that has as many calls in hand as it may, or when the key is refused.
 const BUSY: u64 = 5;
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -213,6 +213,13 @@ async fn pass_on(
         ),
         error => bad_gateway(format!("the model API {error}")),
     })?;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        // The gateway's key and not the worker's token; clients try this again.
+        context.key_refused(settings, MODEL_KEY);
+        let text = "the model API does not serve the gateway for the moment";
+        let refused = Refused::new(StatusCode::SERVICE_UNAVAILABLE, "api_error", text);
+        return Err(Refused { retry_after: Some(BUSY), ..refused });
+    }
     headers::toward_client(response.headers_mut());
     response.headers_mut().remove(header::SET_COOKIE);
     Ok(response)

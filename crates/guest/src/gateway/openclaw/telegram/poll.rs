@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::super::settings::BOT_TOKEN;
 use super::api::{self, ApiError};
 use super::update::{KINDS, Update};
 use super::{Backoff, Session};
@@ -70,6 +71,9 @@ impl Session {
                     }
                 }
                 Err(error) => {
+                    if matches!(error, ApiError::Refused { code: 401, .. }) {
+                        self.context.metrics.key_refused(BOT_TOKEN);
+                    }
                     if !std::mem::replace(&mut troubled, true) {
                         note(&explain(&error));
                     }

@@ -267,3 +267,38 @@ fn a_call_that_waits_when_the_token_is_replaced_goes_on_with_the_new_one() {
     let answer = world.block_on(peer.message());
     assert_eq!(answer.status(), 200, "{}", answer.body);
 }
+
+#[test]
+fn a_token_that_is_refused_is_the_gateways_and_not_the_workers() {
+    let mut world = World::asleep();
+    world.config.openclaw.pace.patience = Duration::from_secs(3);
+    world.start();
+    world.bot.push_message(ALICE, "x");
+    world.alice.takes(1);
+    world.bot.add_file("f1", b"x");
+    assert_eq!(world.call(&world.alice, "getFile", &json!({ "file_id": "f1" })).status(), 200);
+    world.bot.set_token(ANOTHER);
+    let said = json!({ "chat_id": ALICE, "text": "x" });
+    let answer = world.call(&world.alice, "sendMessage", &said);
+    assert_eq!((answer.status(), answer.header("retry-after")), (503, Some("5")));
+    assert_eq!(body(&answer)["error_code"], json!(503));
+    let form = format!(
+        "--B\r\nContent-Disposition: form-data; name=\"chat_id\"\r\n\r\n{ALICE}\r\n\
+         --B\r\nContent-Disposition: form-data; name=\"document\"; filename=\"a\"\r\n\r\nx\r\n--B--\r\n"
+    );
+    let upload = post(&path(&world, "sendDocument"), "multipart/form-data; boundary=B", form);
+    assert_eq!(world.raw(world.alice.ip, upload).status(), 503);
+    let token = worker_bot_token(&world.alice.token);
+    let file = format!("GET /telegram/file/bot{token}/documents/f1 HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(world.raw(world.alice.ip, file).status(), 503);
+    let refused =
+        |world: &World| world.metrics().contains("keys_refused_total{key=\"telegram/TELEGRAM_BOT_TOKEN\"} ");
+    assert!(refused(&world), "{}", world.metrics());
+
+    // A call waits a moment for the token that follows.
+    let mut peer = begin(&world, "sendMessage", &said);
+    std::thread::sleep(Duration::from_millis(300));
+    world.secret("telegram/TELEGRAM_BOT_TOKEN", ANOTHER.as_bytes());
+    world.reload();
+    assert_eq!(world.block_on(peer.message()).status(), 200);
+}

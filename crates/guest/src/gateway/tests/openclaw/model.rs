@@ -105,6 +105,20 @@ fn errors_of_the_service_come_as_they_are() {
 }
 
 #[test]
+fn a_key_that_is_refused_is_the_gateways_and_not_the_workers() {
+    let mut world = World::new();
+    world.model.set_key("sk-ant-new");
+    let answer = ask(&world, &world.alice, "x");
+    assert_eq!((answer.status(), body(&answer)["error"]["type"].as_str()), (503, Some("api_error")));
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    let line = "mvm_openclaw_keys_refused_total{key=\"anthropic/ANTHROPIC_API_KEY\"} 1\n";
+    assert!(world.metrics().contains(line), "{}", world.metrics());
+    world.secret("anthropic/ANTHROPIC_API_KEY", b"sk-ant-new");
+    world.reload();
+    assert_eq!(ask(&world, &world.alice, "x").status(), 200);
+}
+
+#[test]
 fn a_stream_comes_word_by_word_and_a_new_key_does_not_end_it() {
     let mut world = World::new();
     world.model.set_pause(Duration::from_millis(40));
