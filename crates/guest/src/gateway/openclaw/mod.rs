@@ -86,6 +86,9 @@ pub struct Pace {
     pub slow_pause: Duration,
     /// For so long the gateway waits in a worker's place, where Telegram is not to be reached or says it is too much.
     pub patience: Duration,
+    /// How long a worker's tokens are taken after `openclaw_token` was replaced: it gets to know the new ones, and has turns in
+    /// hand.
+    pub former_tokens: Duration,
     /// How long an update waits with Telegram, which forgets it after a day, before it is kept here.
     pub park_after: Duration,
     /// How long a person waits before they see that something happens.
@@ -101,6 +104,7 @@ impl Default for Pace {
             longest_pause: Duration::from_secs(30),
             slow_pause: Duration::from_secs(60),
             patience: Duration::from_secs(30),
+            former_tokens: Duration::from_secs(900),
             park_after: Duration::from_secs(3600),
             typing_after: Duration::from_secs(1),
             typing_every: Duration::from_secs(5),
@@ -173,7 +177,8 @@ pub(super) async fn adopt(
         }
     };
     match (running, settings) {
-        (Some(running), Some(settings)) => {
+        (Some(running), Some(mut settings)) => {
+            settings.follow(&running.context.settings(), config.pace.former_tokens);
             let settings = Arc::new(settings);
             // Those whom they know stay known in between.
             running.context.settings.send_replace(Arc::clone(&settings));

@@ -6,6 +6,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use mvm_model::Endpoints;
 use mvm_model::openclaw::{SCOPE, TOKEN_KEY};
@@ -13,6 +14,7 @@ use mvm_protocol::openclaw::{
     GatewayConfig, OpenClaw, Served, webhook_secret, worker_bot_token, worker_token,
 };
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::super::GatewayError;
 use super::OpenClawConfig;
@@ -44,6 +46,16 @@ pub(super) struct Person {
     pub(super) bot_token: String,
     /// What is said to it with an update.
     pub(super) webhook_secret: String,
+    /// What it knew before, and may still say.
+    former: Vec<Former>,
+}
+
+/// A worker's tokens from before the key was replaced that they are made of.
+#[derive(Clone)]
+struct Former {
+    worker_token: String,
+    bot_token: String,
+    until: Instant,
 }
 
 /// A token of Telegram's: `<bot id>:<secret>`.
@@ -85,6 +97,22 @@ impl Settings {
         lock(&self.refused).insert(key)
     }
 
+    /// Takes over from `earlier` what workers still know, whose turns in hand go on with it for `how_long`.
+    pub(super) fn follow(&mut self, earlier: &Settings, how_long: Duration) {
+        let now = Instant::now();
+        for person in &mut self.people {
+            let id = person.served.instance_id;
+            let Some(before) = earlier.people.iter().find(|before| before.served.instance_id == id) else {
+                continue;
+            };
+            person.former = before.former.iter().filter(|former| now < former.until).cloned().collect();
+            if before.worker_token != person.worker_token {
+                let (worker_token, bot_token) = (before.worker_token.clone(), before.bot_token.clone());
+                person.former.push(Former { worker_token, bot_token, until: now + how_long });
+            }
+        }
+    }
+
     /// Whose private chat this is.
     pub(super) fn by_telegram(&self, id: i64) -> Option<&Person> {
         self.people.iter().find(|person| person.served.telegram == Some(id))
@@ -112,7 +140,22 @@ impl Person {
     fn new(served: Served, key: &[u8]) -> Person {
         let worker_token = worker_token(key, served.instance_id);
         let (bot_token, webhook_secret) = (worker_bot_token(&worker_token), webhook_secret(&worker_token));
-        Person { served, worker_token, bot_token, webhook_secret }
+        Person { served, worker_token, bot_token, webhook_secret, former: Vec::new() }
+    }
+
+    /// Whether this is what their worker says to the model API.
+    pub(super) fn has_worker_token(&self, token: &str) -> bool {
+        self.is_any_of(token, &self.worker_token, |former| &former.worker_token)
+    }
+
+    /// Whether this is what it says to the Bot API.
+    pub(super) fn has_bot_token(&self, token: &str) -> bool {
+        self.is_any_of(token, &self.bot_token, |former| &former.bot_token)
+    }
+
+    fn is_any_of(&self, token: &str, now: &str, before: impl Fn(&Former) -> &String) -> bool {
+        let valid = self.former.iter().filter(|former| Instant::now() < former.until);
+        same_secret(token, now) | valid.fold(false, |same, former| same | same_secret(token, before(former)))
     }
 }
 
@@ -165,7 +208,7 @@ async fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, GatewayError> {
 }
 
 /// Whether two secrets are the same, in a time that does not tell where they differ.
-pub(super) fn same_secret(a: &str, b: &str) -> bool {
+fn same_secret(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }

@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::Context;
 use super::outgoing::{Body, json_response};
-use super::settings::{Person, Settings, same_secret};
+use super::settings::{Person, Settings};
 
 pub(super) use files::FilesSeen;
 use methods::{Does, Method};
@@ -130,7 +130,7 @@ fn identify<'a, 'b>(
     };
     let (token, rest) =
         rest.and_then(|rest| rest.split_once('/')).ok_or_else(|| Refused::new(404, "Not Found"))?;
-    if !same_secret(token, &person.bot_token) {
+    if !person.has_bot_token(token) {
         return Err(Refused::new(401, "Unauthorized"));
     }
     Ok((person, if is_file { Asked::File(rest) } else { Asked::Method(rest) }))

@@ -25,7 +25,7 @@ use serde_json::json;
 use super::super::headers;
 use super::Context;
 use super::outgoing::{Body, OutgoingError, Timely, json_response};
-use super::settings::{MODEL_KEY, Person, Settings, same_secret};
+use super::settings::{MODEL_KEY, Person, Settings};
 
 pub(super) use calls::Calls;
 use meter::{Metered, ReadingOn};
@@ -118,7 +118,7 @@ fn identify<'a>(
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
     match key.or(bearer) {
-        Some(token) if same_secret(token, &person.worker_token) => Ok(person),
+        Some(token) if person.has_worker_token(token) => Ok(person),
         _ => Err(Refused::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key")),
     }
 }

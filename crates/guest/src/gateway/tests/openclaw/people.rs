@@ -1,8 +1,10 @@
 //! Who is served, who becomes a user, and who is told that they are not one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use mvm_model::InstanceId;
 use mvm_protocol::control::HostRequest;
+use mvm_protocol::openclaw::{worker_bot_token, worker_token};
 use serde_json::json;
 
 use super::world::*;
@@ -133,4 +135,34 @@ fn somebody_who_is_not_served_any_more_gets_nothing() {
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(world.alice.came(), [id]);
     assert_eq!(world.call(&world.alice, "getMe", &json!({})).status(), 403);
+}
+
+#[test]
+fn what_a_worker_knew_is_taken_for_a_while_after_it_was_replaced() {
+    let mut world = World::asleep();
+    world.config.openclaw.pace.former_tokens = Duration::from_secs(5);
+    world.start();
+    let calls = |world: &World, token: &str| {
+        let list = format!(
+            "GET /anthropic/v1/models HTTP/1.1\r\nHost: x\r\nx-api-key: {token}\r\nanthropic-version: 2023-06-01\r\n\r\n"
+        );
+        let get_me =
+            post(&format!("/telegram/bot{}/getMe", worker_bot_token(token)), "application/json", "{}");
+        [world.raw(world.alice.ip, list).status(), world.raw(world.alice.ip, get_me).status()]
+    };
+    let tokens = ["first", "second", "third"].map(|key| worker_token(key.as_bytes(), InstanceId::new(1)));
+    for key in ["first", "second", "third"] {
+        world.secret("openclaw/OPENCLAW_TOKEN_KEY", key.as_bytes());
+        world.reload();
+    }
+    let replaced = Instant::now();
+    for token in [&world.alice.token, &tokens[0], &tokens[1], &tokens[2]] {
+        assert_eq!(calls(&world, token), [200, 200]);
+    }
+    assert_eq!(calls(&world, &world.bob.token), [401, 401], "they are one worker's");
+    std::thread::sleep(
+        Duration::from_secs(5).saturating_sub(replaced.elapsed()) + Duration::from_millis(500),
+    );
+    assert_eq!(calls(&world, &tokens[1]), [401, 401]);
+    assert_eq!(calls(&world, &tokens[2]), [200, 200]);
 }
