@@ -191,7 +191,8 @@ fn check_name(name: &str) -> Result<(), Refused> {
     check_not_refused(name)
 }
 
-fn check_not_refused(name: &str) -> Result<(), Refused> {
+/// Refuses a name that no worker may use, in any case.
+pub(super) fn check_not_refused(name: &str) -> Result<(), Refused> {
     if NEVER.iter().any(|never| never.eq_ignore_ascii_case(name)) {
         return Err(Refused::forbidden(format_args!("{name} is not for workers")));
     }

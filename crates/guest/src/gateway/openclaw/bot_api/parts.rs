@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::super::outgoing::{Body, BodyError, in_full};
 use super::Refused;
 use super::methods::Method;
-use super::parameters::{LONGEST, Parameters, is_chat};
+use super::parameters::{LONGEST, Parameters, check_not_refused, is_chat};
 use crate::lock;
 
 /// What Telegram takes, with all that is not a file.
@@ -185,7 +185,7 @@ async fn in_time<T>(what: impl Future<Output = multer::Result<T>>) -> Result<T, 
     }
 }
 
-/// A file's part may have any plain name, as others refer to it, but that of no chat.
+/// A file's part may have any plain name, as others refer to it, but none that means something for a parameter.
 fn check_file(name: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     let is_plain = (1..=128).contains(&name.len()) && name.bytes().all(fits);
@@ -195,7 +195,7 @@ fn check_file(name: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     if !is_plain || is_chat(name) || !seen.insert(name.to_owned()) {
         return Err(Refused::bad_request(format_args!("{name:?} is no name for a file's part")));
     }
-    Ok(())
+    check_not_refused(name)
 }
 
 fn text_part(boundary: &str, name: &str, value: &Value) -> Bytes {
