@@ -147,6 +147,10 @@ async fn messages(
         let text = format!("this worker has {} calls in hand, and may not have more", calls::PER_WORKER);
         Refused::too_many(text, BUSY)
     })?;
+    if person.served.monthly_limit_cents.is_some() && !context.spending.is_known() {
+        let text = spending::UNKNOWN_TEXT;
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "invalid_request_error", text));
+    }
     if let Some(limit) = person.served.monthly_limit_cents
         && context.spending.reached(&user, limit)
     {

@@ -1,8 +1,9 @@
 //! What each person has used, by month (UTC), and kept.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use crate::gateway::note;
 use crate::gateway::openclaw::durable;
 use crate::lock;
 
-/// How long the file may lag behind.
+/// How long the file may lag behind, and how soon it is looked at again when it could not be read.
 const BEHIND: Duration = Duration::from_secs(1);
 /// Months that are kept.
 const MONTHS: usize = 13;
@@ -50,6 +51,19 @@ pub(in super::super) struct Usage {
     pub(in super::super) cost_nanodollars: u64,
 }
 
+impl Usage {
+    fn add(&mut self, more: &Usage) {
+        self.requests += more.requests;
+        let (tokens, more_tokens) = (&mut self.tokens, &more.tokens);
+        tokens.input += more_tokens.input;
+        tokens.output += more_tokens.output;
+        tokens.cache_written += more_tokens.cache_written;
+        tokens.cache_written_for_an_hour += more_tokens.cache_written_for_an_hour;
+        tokens.cache_read += more_tokens.cache_read;
+        self.cost_nanodollars += more.cost_nanodollars;
+    }
+}
+
 /// By month (`2026-11`) and name.
 type Months = BTreeMap<String, BTreeMap<String, Usage>>;
 
@@ -59,21 +73,20 @@ pub(in super::super) struct Spending {
     path: PathBuf,
     months: Mutex<Months>,
     changed: Notify,
-    /// The file could not be read: it is not to be overwritten.
-    broken: bool,
+    /// The file could not be read: it is not to be overwritten, and what is in memory is only what came since.
+    broken: AtomicBool,
 }
 
 impl Spending {
-    /// As it was written last. A file that cannot be read stays as it is, and everything counts from zero.
+    /// As it was written last. A file that cannot be read stays as it is, and until it is mended or removed nobody is served
+    /// who has a limit: with a count from zero at each start a limit would be none.
     pub(in super::super) async fn open(path: PathBuf) -> Spending {
-        let read = durable::read(&path).await.and_then(|text| match text {
-            Some(text) => serde_json::from_slice(&text).map_err(std::io::Error::other),
-            None => Ok(Months::new()),
-        });
-        let broken = read.is_err();
+        let read = read(&path).await;
+        let broken = AtomicBool::new(read.is_err());
         let months = read.unwrap_or_else(|error| {
             note(&format!(
-                "what was spent is not known and not kept: {}: {error}; remove it",
+                "what was spent is not known and not kept, and whoever has a limit has no models: {}: {error}; mend it, \
+                 or remove it and all count from zero",
                 path.display()
             ));
             Months::new()
@@ -81,19 +94,32 @@ impl Spending {
         Spending { path, months: Mutex::new(months), changed: Notify::new(), broken }
     }
 
+    /// Whether it is known what everybody has spent.
+    pub(super) fn is_known(&self) -> bool {
+        !self.broken.load(Ordering::Acquire)
+    }
+
+    /// Looks whether the file can be read by now, and goes on with it, and with what was counted meanwhile.
+    async fn mend(&self) {
+        let Ok(read) = read(&self.path).await else { return };
+        let mut months = lock(&self.months);
+        let meanwhile = std::mem::replace(&mut *months, read);
+        for (month, people) in meanwhile {
+            let month = months.entry(month).or_default();
+            people.iter().for_each(|(user, usage)| month.entry(user.clone()).or_default().add(usage));
+        }
+        drop(months);
+        self.broken.store(false, Ordering::Release);
+        note("what was spent is known again");
+    }
+
     /// Counts an answer.
     pub(super) fn add(&self, user: &str, used: &Used) {
         let mut months = lock(&self.months);
         let month = months.entry(Date::today().month()).or_default();
-        let usage = month.entry(user.to_owned()).or_default();
-        usage.requests += 1;
-        let tokens = &mut usage.tokens;
-        tokens.input += used.tokens.input;
-        tokens.output += used.tokens.output;
-        tokens.cache_written += used.tokens.cache_written;
-        tokens.cache_written_for_an_hour += used.tokens.cache_written_for_an_hour;
-        tokens.cache_read += used.tokens.cache_read;
-        usage.cost_nanodollars += prices::cost(&used.model, &used.tokens);
+        let cost_nanodollars = prices::cost(&used.model, &used.tokens);
+        let usage = Usage { requests: 1, tokens: used.tokens, cost_nanodollars };
+        month.entry(user.to_owned()).or_default().add(&usage);
         while months.len() > MONTHS {
             months.pop_first();
         }
@@ -116,6 +142,13 @@ impl Spending {
 
     /// Writes down what changes, soon.
     pub(in super::super) async fn keep_saved(&self) {
+        if !self.is_known() {
+            while !self.is_known() {
+                sleep(BEHIND).await;
+                self.mend().await;
+            }
+            self.save().await;
+        }
         loop {
             self.changed.notified().await;
             sleep(BEHIND).await;
@@ -125,7 +158,7 @@ impl Spending {
 
     /// Writes it down now.
     pub(in super::super) async fn save(&self) {
-        if self.broken {
+        if !self.is_known() {
             return;
         }
         let text = serde_json::to_vec(&*lock(&self.months)).map_err(std::io::Error::other);
@@ -138,6 +171,17 @@ impl Spending {
         }
     }
 }
+
+async fn read(path: &Path) -> std::io::Result<Months> {
+    match durable::read(path).await? {
+        Some(text) => serde_json::from_slice(&text).map_err(std::io::Error::other),
+        None => Ok(Months::new()),
+    }
+}
+
+/// What somebody with a limit is told while it is not known what they have spent.
+pub(super) const UNKNOWN_TEXT: &str = "What you have used this month cannot be read, so there are no models for you until that is mended; \
+     tell whoever runs this. The gateway's log says what to do.";
 
 /// What somebody is told who has reached their limit, and when it is over. Worded so that OpenClaw shows it as it is.
 pub(super) fn limit_text(limit_cents: u64) -> String {
@@ -261,6 +305,12 @@ mod tests {
         let broken = Spending::open(path.clone()).await;
         broken.add("alice", &used);
         broken.save().await;
-        assert_eq!(std::fs::read(path).unwrap(), b"{");
+        broken.mend().await;
+        assert!(!broken.is_known());
+        assert_eq!(std::fs::read(&path).unwrap(), b"{");
+        again.save().await;
+        broken.mend().await;
+        assert!(broken.is_known());
+        assert_eq!(broken.this_month()["alice"].requests, 3);
     }
 }

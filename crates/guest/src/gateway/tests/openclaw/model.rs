@@ -194,6 +194,27 @@ fn what_is_spent_is_counted_by_person_and_kept_and_limited() {
 }
 
 #[test]
+fn a_limit_holds_while_what_was_spent_cannot_be_read() {
+    let mut world = World::asleep();
+    world.block["users"][0]["monthly_limit_cents"] = json!(100);
+    world.write_block();
+    let file = world.config.openclaw.data.join("usage.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "{\"2026").unwrap();
+    world.start();
+    let refused = ask(&world, &world.alice, "x");
+    let error = &body(&refused)["error"];
+    assert_eq!((refused.status(), error["type"].as_str()), (400, Some("invalid_request_error")));
+    assert!(error["message"].as_str().unwrap().starts_with("What you have used this month cannot be read"));
+    assert_eq!(ask(&world, &world.bob, "x").status(), 200, "who has no limit has models");
+    assert_eq!(std::fs::read(&file).unwrap(), b"{\"2026");
+    std::fs::write(&file, "{}").unwrap();
+    // It is looked at every second, and what was counted meanwhile is not lost.
+    world.until(|world| usage(world)["bob"]["requests"] == json!(1));
+    assert_eq!(ask(&world, &world.alice, "x").status(), 200);
+}
+
+#[test]
 fn who_leaves_before_the_end_has_it_counted_nevertheless() {
     let world = World::new();
     world.model.set_pause(Duration::from_millis(100));
