@@ -16,7 +16,7 @@ use mvm_protocol::openclaw::{
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::super::GatewayError;
+use super::super::{GatewayError, note};
 use super::OpenClawConfig;
 use crate::lock;
 
@@ -84,7 +84,9 @@ impl Settings {
             return Err(GatewayError::File { path, source: io::ErrorKind::NotFound.into() });
         };
         let bot = secret(BOT_TOKEN).await?;
-        let bot = bot.map(|text| BotToken::parse(&text)).transpose()?;
+        // The rest works without it.
+        let bot =
+            bot.and_then(|text| BotToken::parse(&text).inspect_err(|error| note(&error.to_string())).ok());
         let model_key = secret(MODEL_KEY).await?;
         let model_key = model_key.map(|key| String::from_utf8_lossy(&key).trim().to_owned());
         let people = gateway.users.into_iter().map(|served| Person::new(served, &key)).collect();
@@ -168,7 +170,7 @@ impl BotToken {
         let id =
             parts.filter(|(_, rest)| !rest.is_empty() && secret(rest)).and_then(|(id, _)| id.parse().ok());
         id.map(|id| BotToken { id, text }).ok_or_else(|| GatewayError::Variable {
-            name: "TELEGRAM_BOT_TOKEN",
+            name: BOT_TOKEN,
             value: "(not shown)".to_owned(),
             expected: "a token as @BotFather gives it, <number>:<letters>,",
         })

@@ -61,7 +61,9 @@ pub(super) async fn run(context: Arc<Context>) {
         let session = async {
             match &bot {
                 Some(bot) => serve(&context, bot, &deliveries, &ending).await,
-                None => note("there is no telegram/TELEGRAM_BOT_TOKEN: nothing is taken from Telegram"),
+                None => note(
+                    "there is no telegram/TELEGRAM_BOT_TOKEN that could be one: nothing is taken from Telegram",
+                ),
             }
             // Until there is a bot, or another one.
             while changes.changed().await.is_ok() {

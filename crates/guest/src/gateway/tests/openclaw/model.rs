@@ -309,4 +309,14 @@ fn models_do_without_telegram_and_telegram_without_models() {
     world.reload();
     assert_eq!(ask(&world, &world.alice, "x").status(), 200);
     assert_eq!(world.call(&world.alice, "getMe", &json!({})).status(), 502);
+    world.stop();
+    // One that is none is as good as none.
+    world.secret("telegram/TELEGRAM_BOT_TOKEN", b"no token");
+    world.start();
+    assert_eq!(ask(&world, &world.alice, "x").status(), 200);
+    assert_eq!(world.call(&world.alice, "getMe", &json!({})).status(), 502);
+    world.secret("telegram/TELEGRAM_BOT_TOKEN", TOKEN.as_bytes());
+    world.reload();
+    world.bot.push_message(ALICE, "y");
+    world.alice.takes(2);
 }
