@@ -179,6 +179,7 @@ fn respond(status: u16, body: &Value) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert("request-id", HeaderValue::from_static("req_fake"));
+    headers.insert("anthropic-organization-id", HeaderValue::from_static("org_fake"));
     response
 }
 

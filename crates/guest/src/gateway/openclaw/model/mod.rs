@@ -37,6 +37,8 @@ const SILENCE: Duration = Duration::from_secs(300);
 const LARGEST: usize = 32 << 20;
 /// When a worker may ask again, in seconds, that has as many calls in hand as it may, or when the key is refused.
 const BUSY: u64 = 5;
+/// Whose key it is, which is nothing for workers.
+const ORGANIZATION: HeaderName = HeaderName::from_static("anthropic-organization-id");
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// An answer of the gateway's own that says no, in the API's form.
@@ -225,7 +227,9 @@ async fn pass_on(
         return Err(Refused { retry_after: Some(BUSY), ..refused });
     }
     headers::toward_client(response.headers_mut());
-    response.headers_mut().remove(header::SET_COOKIE);
+    for name in [header::SET_COOKIE, ORGANIZATION] {
+        response.headers_mut().remove(name);
+    }
     Ok(response)
 }
 

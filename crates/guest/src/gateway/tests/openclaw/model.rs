@@ -46,6 +46,7 @@ fn a_worker_asks_with_its_own_token_and_the_service_sees_the_real_key() {
     assert_eq!(answer.status(), 200, "{}", answer.body);
     assert_eq!(body(&answer)["content"][0]["text"], "one two three");
     assert_eq!(answer.header("request-id"), Some("req_fake"));
+    assert_eq!(answer.header("anthropic-organization-id"), None);
     let call = &world.model.calls()[0];
     assert_eq!(call.headers["x-api-key"], KEY);
     for absent in ["cookie", "authorization", "x-forwarded-for"] {
