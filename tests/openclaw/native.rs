@@ -102,6 +102,24 @@ fn it_is_configured_suspended_resumed_and_given_new_secrets() {
 }
 
 #[test]
+fn what_is_said_first_after_a_claim_is_answered() {
+    let Some(openclaw) = openclaw::installed() else { return };
+    let outside = Outside::new();
+    let guest = Guest::start(outside.namespace(), &openclaw);
+    let token = fresh();
+    guest.personalize(1, true, now());
+    guest.update_for_nobody(&token);
+    guest.wake(1);
+    outside.is_refused(&token, 1, "aardvark");
+    // It takes that over some time later, and the gateway does not wait for it.
+    guest.update(&token);
+    outside.say(&token, 1, "aardvark");
+    outside.wait_for_answers(1);
+    assert_eq!(outside.sent()[0].2, "answer to aardvark");
+    guest.shut_down();
+}
+
+#[test]
 fn after_two_hours_its_clock_is_right_and_what_was_due_meanwhile_is_done() {
     let Some(openclaw) = openclaw::installed() else { return };
     let outside = Outside::new();

@@ -97,9 +97,12 @@ pub fn worker_bot_token(worker_token: &str) -> String {
     format!("1:{worker_token}")
 }
 
-/// `X-Telegram-Bot-Api-Secret-Token` of the updates that a worker is sent.
-pub fn webhook_secret(worker_token: &str) -> String {
-    URL_SAFE_NO_PAD.encode(hmac(worker_token.as_bytes(), b"telegram-webhook"))
+/// `X-Telegram-Bot-Api-Secret-Token` of the updates that a worker is sent, of one person. A worker that does not know yet
+/// that it serves them refuses it: it would take the update, and answer nothing.
+pub fn webhook_secret(worker_token: &str, telegram: Option<i64>) -> String {
+    let of_whom = telegram.map(|telegram| format!(":{telegram}")).unwrap_or_default();
+    let message = format!("telegram-webhook{of_whom}");
+    URL_SAFE_NO_PAD.encode(hmac(worker_token.as_bytes(), message.as_bytes()))
 }
 
 fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
@@ -119,7 +122,21 @@ mod tests {
         let token = worker_token(b"secret", InstanceId::new(0x2a));
         assert_eq!(token, "NyZZ2o5ZFvqtcCAZ-3StSMXP9JkfGL4sv57s2sNwt5g");
         assert_ne!(token, worker_token(b"secret", InstanceId::new(0x2b)));
-        assert_ne!(webhook_secret(&token), token);
+        assert_ne!(webhook_secret(&token, None), token);
+    }
+
+    #[test]
+    fn a_workers_webhook_is_of_whom_it_serves() {
+        // printf %s telegram-webhook:777 | openssl dgst -sha256 -hmac token -binary | basenc --base64url
+        let secret = webhook_secret("token", Some(777));
+        assert_eq!(secret, "IzfZ2hu3cgf32mulb600yFLgUP9IIActV6uSZyRFYK0");
+        for other in [
+            webhook_secret("token", None),
+            webhook_secret("token", Some(778)),
+            webhook_secret("other", Some(777)),
+        ] {
+            assert_ne!(secret, other);
+        }
     }
 
     #[test]

@@ -97,11 +97,20 @@ impl Guest {
 
     /// Gives it its config, and this token as its secret.
     pub(super) fn update(&self, token: &str) {
+        self.update_for(json!({ "user": "alice", "gateway_ip": GATEWAY, "telegram": 777 }), token);
+    }
+
+    /// The same while nobody knows who its user is to Telegram.
+    pub(super) fn update_for_nobody(&self, token: &str) {
+        self.update_for(json!({ "user": "alice", "gateway_ip": GATEWAY }), token);
+    }
+
+    fn update_for(&self, worker: Value, token: &str) {
         let config = json!({
             "instance_id": "i-0000002a", "pool_id": "workers", "tenant_id": "alice",
             "role": "capability-openclaw", "guest_ip": "10.240.7.3", "vcpus": 2, "mem_mib": 2048,
             "integrations": [], "min_runtime_policy": mvm_model::RuntimePolicy::default(),
-            "openclaw": { "worker": { "user": "alice", "gateway_ip": GATEWAY, "telegram": 777 } },
+            "openclaw": { "worker": worker },
         });
         let key = ("OPENCLAW_GATEWAY_TOKEN".to_owned(), SecretBytes::new(token.as_bytes().to_vec()));
         let secrets = BTreeMap::from([("openclaw".to_owned(), BTreeMap::from([key]))]);

@@ -84,7 +84,7 @@ impl Outside {
             "chat": { "id": 777, "type": "private", "first_name": "Alice" },
             "from": { "id": 777, "is_bot": false, "first_name": "Alice" },
         } });
-        let secret = format!("X-Telegram-Bot-Api-Secret-Token: {}", webhook_secret(token));
+        let secret = format!("X-Telegram-Bot-Api-Secret-Token: {}", webhook_secret(token, Some(777)));
         let (status, headers, _) = self.request(WEBHOOK_PORT, "POST", WEBHOOK_PATH, &secret, Some(&update));
         (
             status,
@@ -95,6 +95,11 @@ impl Outside {
     /// Posts a message until it is taken: after a new start, and with a new secret, the webhook comes a little after the rest.
     pub(super) fn say(&self, token: &str, id: u64, text: &str) {
         wait(&format!("{text:?} is taken"), || self.post(token, id, text) == (200, true));
+    }
+
+    /// Posts a message until it is refused, as the worker runs and is of somebody else.
+    pub(super) fn is_refused(&self, token: &str, id: u64, text: &str) {
+        wait(&format!("{text:?} is refused"), || self.post(token, id, text) == (401, false));
     }
 
     /// Asks with a token.

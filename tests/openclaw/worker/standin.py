@@ -23,19 +23,24 @@ FOLDER = os.path.dirname(CONFIG_PATH)
 LEASE = 120.0
 RETRY_PAUSE = 0.5
 BAD_CONFIG = 78
+# What has changed counts only so long after it was seen first. OpenClaw waits for a file to settle and begins its channels anew.
+RELOADS_AFTER = 3.0
 
 
 class Config:
-    """The config file, with what its references lead to. It is read again when it has changed."""
+    """The config file, with what its references lead to. It is read again some time after it has changed."""
 
     def __init__(self):
-        self.stamp = None
+        self.stamp, self.seen = None, (None, 0.0)
         self.refresh()
 
     def refresh(self):
         found = os.stat(CONFIG_PATH)
         stamp = (found.st_ino, found.st_mtime_ns)
-        if stamp == self.stamp:
+        if stamp != self.seen[0]:
+            self.seen = (stamp, time.monotonic())
+        is_due = self.stamp is None or time.monotonic() - self.seen[1] >= RELOADS_AFTER
+        if stamp == self.stamp or not is_due:
             return
         with open(CONFIG_PATH) as file:
             self.whole = json.load(file)

@@ -28,11 +28,11 @@ const PLUGINS: [&str; 4] = ["admin-http-rpc", "anthropic", "memory-core", "teleg
 const LARGEST: u64 = 4 * 1024 * 1024;
 
 /// The files with secrets that the config refers to, by name and content.
-pub(super) fn secret_files(token: &str) -> [(&'static str, String); 3] {
+pub(super) fn secret_files(token: &str, telegram: Option<i64>) -> [(&'static str, String); 3] {
     [
         ("gateway", token.to_owned()),
         ("telegram-bot", worker_bot_token(token)),
-        ("telegram-webhook", webhook_secret(token)),
+        ("telegram-webhook", webhook_secret(token, telegram)),
     ]
 }
 

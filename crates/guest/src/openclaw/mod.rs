@@ -92,11 +92,13 @@ pub struct Worker {
     admission: tokio::sync::Mutex<Admission>,
 }
 
-/// With what it is asked; nothing before the machine has its secrets.
+/// With what it is asked, and what its secrets are made of; nothing before the machine has them.
 #[derive(Debug, Default)]
 struct Access {
     token: Option<String>,
-    /// Counts tokens. It is part of the files' place, so that a new one is a new config, which OpenClaw watches.
+    telegram: Option<i64>,
+    /// Counts what they were made of. It is part of the files' place, so that new ones are a new config, which OpenClaw
+    /// watches, and one that it has not taken over yet never leads to them.
     version: u64,
 }
 
@@ -184,28 +186,28 @@ impl Worker {
         };
         let token = std::str::from_utf8(token.expose()).map_err(std::io::Error::other).doing(doing)?.trim();
         let mut access = lock(&self.access);
-        let is_new = access.token.as_deref() != Some(token);
+        let is_new = (access.token.as_deref(), access.telegram) != (Some(token), worker.telegram);
         let version = access.version + u64::from(is_new);
         let folder = self.places.secrets.join(version.to_string());
         if is_new {
-            self.write_secrets(&folder, token)?;
+            self.write_secrets(&folder, token, worker.telegram)?;
         }
         // Its folder is its user's, who may have put anything there: nothing else is to suffer from that.
         if let Err(failure) = config::write(&self.places, self.uid, &worker, &folder) {
             say(format_args!("{failure}; OpenClaw goes on with the config that it has"));
         }
-        *access = Access { token: Some(token.to_owned()), version };
+        *access = Access { token: Some(token.to_owned()), telegram: worker.telegram, version };
         self.remove_secrets_but(version);
         Ok(())
     }
 
-    fn write_secrets(&self, folder: &Path, token: &str) -> Result<()> {
+    fn write_secrets(&self, folder: &Path, token: &str, telegram: Option<i64>) -> Result<()> {
         let doing = || format!("making {}", folder.display());
         // Of an earlier try.
         let _ = fs::remove_dir_all(folder);
         DirBuilder::new().recursive(true).mode(0o755).create(folder).doing(doing())?;
         let files = config::Folder::of_root(folder, self.uid)?;
-        config::secret_files(token)
+        config::secret_files(token, telegram)
             .iter()
             .try_for_each(|(name, text)| files.write(name, 0o400, text.as_bytes()))
     }

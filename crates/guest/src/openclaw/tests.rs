@@ -131,9 +131,13 @@ fn written(worker: &Worker) -> Value {
 
 impl StandIn {
     async fn start(gateway_ip: Ipv4Addr) -> Self {
+        Self::start_for(Some(777), gateway_ip).await
+    }
+
+    async fn start_for(telegram: Option<i64>, gateway_ip: Ipv4Addr) -> Self {
         let root = tempfile::tempdir().unwrap();
         let worker = worker(root.path());
-        let config = WorkerConfig { user: "alice".to_owned(), gateway_ip, telegram: Some(777) };
+        let config = WorkerConfig { user: "alice".to_owned(), gateway_ip, telegram };
         configure(&worker, &config, TOKEN);
         let child = Self::launch(&worker);
         let stand_in = Self { child, worker, config, _root: root };
@@ -169,7 +173,7 @@ impl StandIn {
     }
 
     async fn say(&self, id: u64, text: &str) {
-        let answer = self.post(id, text, &webhook_secret(TOKEN)).await;
+        let answer = self.post(id, text, &webhook_secret(TOKEN, Some(777))).await;
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.headers()["x-openclaw-delivery-accepted"], "durable");
     }
@@ -207,7 +211,7 @@ async fn a_message_is_answered_through_the_gateway_and_once() {
     assert_eq!(*lock(&gateway.keys), [TOKEN, TOKEN]);
     let webhook =
         lock(&gateway.calls).iter().find(|(call, _)| call.ends_with("/setWebhook")).unwrap().1.clone();
-    assert_eq!(webhook["secret_token"], webhook_secret(TOKEN));
+    assert_eq!(webhook["secret_token"], webhook_secret(TOKEN, Some(777)));
     let integrations = stand_in.worker.integrations().await;
     assert_eq!(integrations, BTreeMap::from([("telegram".to_owned(), IntegrationStatus::Active)]));
 }
@@ -301,11 +305,30 @@ async fn a_new_token_is_taken_over_without_a_new_start() {
     let stand_in = StandIn::start(address).await;
     configure(&stand_in.worker, &stand_in.config, "another-token");
     assert!(!stand_in.worker.activity().await.is_busy);
-    assert_eq!(stand_in.post(1, "x", &webhook_secret(TOKEN)).await.status(), StatusCode::UNAUTHORIZED);
-    assert_eq!(stand_in.post(1, "x", &webhook_secret("another-token")).await.status(), StatusCode::OK);
+    let [old, new] = [TOKEN, "another-token"].map(|token| webhook_secret(token, Some(777)));
+    until("it has taken it over", async || stand_in.post(1, "x", &new).await.status() == StatusCode::OK)
+        .await;
+    assert_eq!(stand_in.post(1, "x", &old).await.status(), StatusCode::UNAUTHORIZED);
     until("it is answered", async || !gateway.sent().is_empty()).await;
     assert_eq!(*lock(&gateway.keys), ["another-token"]);
     assert_eq!(gateway.sent()[0].0, "1:another-token/sendMessage");
+    let left = fs::read_dir(&stand_in.worker.places.secrets).unwrap().count();
+    assert_eq!(left, 1, "the old secrets are gone");
+}
+
+#[tokio::test]
+async fn it_takes_nothing_of_a_person_before_it_knows_that_they_are_its_user() {
+    let (gateway, address) = Gateway::start().await;
+    let mut stand_in = StandIn::start_for(None, address).await;
+    let post = async |stand_in: &StandIn| {
+        stand_in.post(1, "hello", &webhook_secret(TOKEN, Some(777))).await.status()
+    };
+    assert_eq!(post(&stand_in).await, StatusCode::UNAUTHORIZED);
+    stand_in.config.telegram = Some(777);
+    configure(&stand_in.worker, &stand_in.config, TOKEN);
+    assert_eq!(post(&stand_in).await, StatusCode::UNAUTHORIZED, "it takes it over a little later");
+    until("it is taken", async || post(&stand_in).await == StatusCode::OK).await;
+    until("it is answered", async || !gateway.sent().is_empty()).await;
     let left = fs::read_dir(&stand_in.worker.places.secrets).unwrap().count();
     assert_eq!(left, 1, "the old secrets are gone");
 }

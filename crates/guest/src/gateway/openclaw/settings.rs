@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use mvm_model::Endpoints;
 use mvm_model::openclaw::{SCOPE, TOKEN_KEY};
-use mvm_protocol::openclaw::{
-    GatewayConfig, OpenClaw, Served, webhook_secret, worker_bot_token, worker_token,
-};
+use mvm_protocol::openclaw::{GatewayConfig, OpenClaw, Served, worker_bot_token, worker_token};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -44,8 +42,6 @@ pub(super) struct Person {
     pub(super) worker_token: String,
     /// What it says to the Bot API.
     pub(super) bot_token: String,
-    /// What is said to it with an update.
-    pub(super) webhook_secret: String,
     /// What it knew before, and may still say.
     former: Vec<Former>,
 }
@@ -141,8 +137,8 @@ impl fmt::Debug for Settings {
 impl Person {
     fn new(served: Served, key: &[u8]) -> Person {
         let worker_token = worker_token(key, served.instance_id);
-        let (bot_token, webhook_secret) = (worker_bot_token(&worker_token), webhook_secret(&worker_token));
-        Person { served, worker_token, bot_token, webhook_secret, former: Vec::new() }
+        let bot_token = worker_bot_token(&worker_token);
+        Person { served, worker_token, bot_token, former: Vec::new() }
     }
 
     /// Whether this is what their worker says to the model API.

@@ -11,7 +11,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use mvm_model::InstanceSelector;
 use mvm_model::routes::Target;
-use mvm_protocol::openclaw::{WEBHOOK_PATH, WEBHOOK_PORT};
+use mvm_protocol::openclaw::{WEBHOOK_PATH, WEBHOOK_PORT, webhook_secret};
 use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
@@ -24,11 +24,17 @@ use crate::gateway::upstream;
 /// How long a worker may take to write an update down.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// Returns when the worker has taken it durably.
+/// Returns when the worker has taken it durably. It is of this chat of theirs; a worker that does not know that yet takes
+/// nothing of it.
 ///
 /// # Errors
 /// Why it has not, in words. It may have, where the answer is what went wrong.
-pub(super) async fn hand_over(context: &Context, person: &Person, update: &Value) -> Result<(), String> {
+pub(super) async fn hand_over(
+    context: &Context,
+    person: &Person,
+    chat: i64,
+    update: &Value,
+) -> Result<(), String> {
     let served = &person.served;
     let target = Target {
         pool_id: served.pool_id.clone(),
@@ -46,7 +52,7 @@ pub(super) async fn hand_over(context: &Context, person: &Person, update: &Value
             .uri(WEBHOOK_PATH)
             .header(HOST, worker.to_string())
             .header(CONTENT_TYPE, "application/json")
-            .header("x-telegram-bot-api-secret-token", &person.webhook_secret)
+            .header("x-telegram-bot-api-secret-token", webhook_secret(&person.worker_token, Some(chat)))
             .body(Full::new(Bytes::from(update.to_string())))
             .map_err(|error| error.to_string())?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;

@@ -279,7 +279,7 @@ impl Lanes {
         if lately && update.wants_answer() {
             typing.show(&self.context, chat);
         }
-        deliver::hand_over(&self.context, person, &update.content).await?;
+        deliver::hand_over(&self.context, person, chat, &update.content).await?;
         self.context.metrics.delivered(&person.served.user);
         match lately {
             true => typing.go_on(chat),

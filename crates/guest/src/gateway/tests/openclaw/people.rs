@@ -52,8 +52,12 @@ fn groups_are_left_alone() {
 fn whoever_opens_a_link_first_is_its_user() {
     let mut world = World::new();
     world.bot.push_message(CAROL, &format!("/start {CODE}"));
-    // What they write before the host has answered is theirs already.
+    // What they write before the host has answered is theirs already. It waits for their worker, which is told later than
+    // the gateway.
     let early = world.bot.push_message(CAROL, "hello");
+    world.until(|world| world.carol.refused() > 1);
+    assert_eq!(world.bot.unacknowledged(), [early]);
+    world.carol.serves(CAROL);
     assert_eq!(world.carol.takes(1), [early]);
     assert_eq!(told(&world, CAROL).len(), 1);
     let claim = HostRequest::ClaimUser { code: CODE.to_owned(), telegram: CAROL };
@@ -85,6 +89,7 @@ fn who_has_opened_a_link_stays_a_user_after_a_kill() {
     world.kill();
     // The config does not say so yet.
     world.start();
+    world.carol.serves(CAROL);
     let id = world.bot.push_message(CAROL, "hello");
     assert_eq!(world.carol.takes(1), [id]);
     let answer = world.call(&world.carol, "sendMessage", &json!({ "chat_id": CAROL, "text": "hi" }));

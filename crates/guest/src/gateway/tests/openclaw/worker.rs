@@ -38,6 +38,10 @@ struct Inner {
     grown: Condvar,
     next: Mutex<VecDeque<Does>>,
     always: Mutex<Option<Does>>,
+    /// Whom it serves, as far as it knows.
+    telegram: Mutex<Option<i64>>,
+    /// How often it was sent something with another secret than its own.
+    refused: Mutex<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -48,8 +52,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) async fn start(ip: Ipv4Addr, token: String) -> Worker {
+    pub(super) async fn start(ip: Ipv4Addr, token: String, telegram: Option<i64>) -> Worker {
         let worker = Worker { ip, token, inner: Arc::default() };
+        *worker.inner.telegram.lock().unwrap() = telegram;
         let listener = TcpListener::bind(SocketAddrV4::new(ip, WEBHOOK_PORT)).await.unwrap();
         let serving = worker.clone();
         tokio::spawn(async move {
@@ -72,6 +77,15 @@ impl Worker {
     /// All updates are, or none any more.
     pub(super) fn always(&self, does: Option<Does>) {
         *self.inner.always.lock().unwrap() = does;
+    }
+
+    /// It is told whom it serves.
+    pub(super) fn serves(&self, telegram: i64) {
+        *self.inner.telegram.lock().unwrap() = Some(telegram);
+    }
+
+    pub(super) fn refused(&self) -> usize {
+        *self.inner.refused.lock().unwrap()
     }
 
     pub(super) fn taken(&self) -> Vec<i64> {
@@ -109,7 +123,9 @@ impl Worker {
         let mut response = Response::new(Empty::new());
         let secret =
             request.headers().get("x-telegram-bot-api-secret-token").map(|value| value.as_bytes().to_vec());
-        if secret.as_deref() != Some(webhook_secret(&self.token).as_bytes()) {
+        let own = webhook_secret(&self.token, *self.inner.telegram.lock().unwrap());
+        if secret.as_deref() != Some(own.as_bytes()) {
+            *self.inner.refused.lock().unwrap() += 1;
             *response.status_mut() = hyper::StatusCode::UNAUTHORIZED;
             return Ok(response);
         }

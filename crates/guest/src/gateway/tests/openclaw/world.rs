@@ -69,7 +69,7 @@ impl World {
         for (number, (user, telegram)) in (1..).zip(people) {
             let instance = InstanceId::new(number);
             let ip = own_address();
-            workers.push(around.block_on(Worker::start(ip, worker_token(TOKEN_KEY, instance))));
+            workers.push(around.block_on(Worker::start(ip, worker_token(TOKEN_KEY, instance), telegram)));
             let mut served = json!({ "user": user, "pool_id": "workers", "instance_id": instance, "ip": ip });
             match telegram {
                 Some(telegram) => served["telegram"] = json!(telegram),
