@@ -1,12 +1,12 @@
 //! A snapshot that does not fit, or of which a bit is another, is refused by the rule that it breaks.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mvm_harness::{Lab, Value};
 
 use crate::workers::{
-    POOL, Workers, ask, bases, count, fill_memory, flip, folder_of, how, own_image, start_anew,
+    POOL, Workers, ask, bases, count, fill_memory, flip, folder_of, how, own_image, spare, start_anew,
 };
 
 /// Changes something while the only worker sleeps.
@@ -34,6 +34,8 @@ fn assert_refused(lab: &Lab, what: &str, reason: &str) {
     assert_eq!(count(lab).0, 1, "{what}: nothing of its memory is there");
 }
 
+const BASE_REFUSED: &str = "snapshot refused (S8): its memory is damaged: wrong checksum at ";
+
 #[test]
 fn a_snapshot_with_a_flipped_bit_or_a_missing_part_is_refused_as_damaged() {
     let lab = Workers::default().in_lab();
@@ -60,27 +62,54 @@ fn a_snapshot_with_a_flipped_bit_or_a_missing_part_is_refused_as_damaged() {
     }
 }
 
+/// The one base's content is not what was written any more.
+fn damage_base(lab: &Lab) -> PathBuf {
+    let [base] = bases(lab).try_into().unwrap();
+    flip(&base.join("memory"));
+    base
+}
+
 #[test]
-fn a_damaged_base_is_refused_to_sleepers_and_clones_and_another_is_made() {
-    let mut lab = Workers::default().in_lab();
+fn a_base_that_is_found_damaged_is_used_no_more_and_another_is_made() {
+    let mut lab = Workers { spares: 1, ..Workers::default() }.in_lab();
+    let start_from_another = |lab: &Lab, damaged: &Path| {
+        start_anew(lab, POOL);
+        assert_eq!(count(lab).0, 1);
+        lab.mvm(&["pool", "gc", POOL]);
+        let now = bases(lab);
+        assert!(now.len() == 1 && now[0] != damaged, "the damaged one is gone: {now:?}");
+    };
+
+    // By scrubbing, while the agent has it in use.
     count(&lab);
+    let waiting = spare(&lab);
     lab.mvm(&["instance", "sleep", POOL]);
-    let damaged = bases(&lab);
-    lab.stop_agent();
-    flip(&damaged[0].join("memory"));
-    // One that it has not looked at yet.
-    lab.start_agent();
+    let damaged = damage_base(&lab);
     let scrubbed = lab.try_mvm(&["node", "scrub"]);
-    assert_eq!(scrubbed.status.code(), Some(1), "scrubbing finds it: {scrubbed:?}");
-    assert_refused(&lab, "the base", "snapshot refused (S8): its memory is damaged: wrong checksum at ");
+    assert_eq!(scrubbed.status.code(), Some(1), "{scrubbed:?}");
+    let told = String::from_utf8(scrubbed.stdout).unwrap();
+    assert!(told.contains("start cold until another is made; 1 asleep over it will start cold"), "{told}");
+    assert!(!lab.vmms().contains(&waiting), "its spares are ended");
+    assert_refused(&lab, "found by scrub", BASE_REFUSED);
+    lab.wait_for("another is made", || lab.events("alice", "BaseMade").len() == 2);
+    start_from_another(&lab, &damaged);
+
+    // By a build.
+    lab.mvm(&["instance", "sleep", POOL]);
+    let damaged = damage_base(&lab);
     lab.mvm(&["pool", "build", POOL]);
-    lab.mvm(&["instance", "stop", POOL]);
-    lab.mvm(&["instance", "start", POOL]);
-    assert_eq!(how(&lab, POOL), "clone", "of another base: {}", lab.info(POOL));
-    assert_eq!(count(&lab).0, 1);
-    lab.mvm(&["pool", "gc", POOL]);
-    let now = bases(&lab);
-    assert!(now.len() == 1 && now != damaged, "the damaged one is gone: {now:?}");
+    assert_eq!(lab.events("alice", "BaseMade").len(), 3);
+    assert_refused(&lab, "found by build", BASE_REFUSED);
+    start_from_another(&lab, &damaged);
+
+    // By an agent that has not looked at it yet.
+    lab.mvm(&["instance", "sleep", POOL]);
+    lab.stop_agent();
+    let damaged = damage_base(&lab);
+    lab.start_agent();
+    assert_refused(&lab, "found by a wake", BASE_REFUSED);
+    lab.mvm(&["pool", "build", POOL]);
+    start_from_another(&lab, &damaged);
     assert!(lab.mvm(&["node", "scrub"]).lines().count() > 0);
 }
 

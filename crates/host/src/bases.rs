@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mvm_model::Resources;
 use mvm_network::TenantNetwork;
 use mvm_vmm::{
-    Accel, Base, BaseFacts, BaseInfo, BlockDevice, Engine, Machine, MachineSpec, MemoryBase, Restore, Shape,
-    Start,
+    Accel, Base, BaseFacts, BaseInfo, BlockDevice, Engine, Machine, MachineSpec, MemoryBase, Refusal,
+    Restore, Shape, Start,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,15 +30,27 @@ pub struct BaseLaunch {
 /// The bases that VMMs can map, and the machines that are to become some.
 #[derive(Default)]
 pub(crate) struct Bases {
-    attached: Mutex<HashMap<String, Attached>>,
+    known: Mutex<HashMap<String, Known>>,
     /// Whether this kernel was found not to protect them: no base need be read through to be refused again.
     unprotected: AtomicBool,
     making: Mutex<HashMap<String, Arc<Making>>>,
 }
 
-/// A base's device, if it has one. Its lock is held while one is made and while the base is removed: it gets one device,
-/// also when several machines want it at once, and none when it is gone.
-type Attached = Arc<Mutex<Option<Arc<BlockDevice>>>>;
+/// What is known of a base. Its lock is held while a device is made of it and while it is removed: it gets one device, also when
+/// several machines want it at once, and none when it is gone.
+type Known = Arc<Mutex<Content>>;
+
+/// What is known of a base's content.
+#[derive(Default)]
+enum Content {
+    /// Nothing: it is read through before it is mapped.
+    #[default]
+    Unread,
+    /// It was whole when it was read through, and is mapped by this device.
+    Whole(Arc<BlockDevice>),
+    /// S8: for as long as it is there, nobody who comes maps it any more. Who maps it already, goes on.
+    Damaged(Arc<Refusal>),
+}
 
 /// A base for VMMs to map: for as long as this is kept.
 pub(crate) struct Mapped {
@@ -53,9 +65,19 @@ struct Making {
 }
 
 impl Bases {
-    fn attached(&self, id: &str) -> Attached {
-        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(attached.entry(id.to_owned()).or_default())
+    fn all_known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, id: &str) -> Known {
+        Arc::clone(self.all_known().entry(id.to_owned()).or_default())
+    }
+
+    /// Has a base mapped by nobody any more who comes from now on.
+    fn condemn(&self, id: &str, refusal: Arc<Refusal>) {
+        // One that nobody has mapped yet is read through before it is.
+        let Some(known) = self.all_known().get(id).cloned() else { return };
+        *known.lock().unwrap_or_else(PoisonError::into_inner) = Content::Damaged(refusal);
     }
 
     fn making(&self) -> MutexGuard<'_, HashMap<String, Arc<Making>>> {
@@ -152,10 +174,13 @@ impl Host {
         // One that waits for a machine of it would be the last to map it.
         self.end_spares_of_base(&id).await?;
         self.blocking(move |inner| {
-            let attached = inner.bases.attached(&id);
-            let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
-            *attached = None;
-            Ok(mvm_vmm::remove_kept(&inner.paths.base(&id))?)
+            let known = inner.bases.known(&id);
+            let mut content = known.lock().unwrap_or_else(PoisonError::into_inner);
+            *content = Content::Unread;
+            mvm_vmm::remove_kept(&inner.paths.base(&id))?;
+            // Who waited for it meanwhile finds no files.
+            inner.bases.all_known().remove(&id);
+            Ok(())
         })
         .await
     }
@@ -172,27 +197,47 @@ impl Host {
 impl crate::host::Inner {
     /// A base's memory, where VMMs can map it. Checked in full when that is done for the first time.
     pub(crate) fn map_base(&self, id: &str) -> Result<Mapped, HostError> {
-        let attached = self.bases.attached(id);
-        let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = self.paths.base(id);
-        let device = if let Some(device) = &*attached {
-            Arc::clone(device)
-        } else {
-            if self.bases.unprotected.load(Ordering::Relaxed) {
-                return Err(HostError::BasesUnprotected);
+        let known = self.bases.known(id);
+        let mut content = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = match &*content {
+            Content::Whole(device) => Arc::clone(device),
+            Content::Damaged(refusal) => return Err(HostError::DamagedBase(Arc::clone(refusal))),
+            Content::Unread => {
+                let device = Arc::new(self.attach_base(id)?);
+                *content = Content::Whole(Arc::clone(&device));
+                device
             }
-            Base::verify(&folder, id)?;
-            let device = Arc::new(BlockDevice::attach(&folder.join("memory"))?);
-            // In emulation a VMM's filter does it.
-            if self.engines.accel() != Some(Accel::Tcg) && !device.is_protected()? {
-                self.bases.unprotected.store(true, Ordering::Relaxed);
-                return Err(HostError::BasesUnprotected);
-            }
-            *attached = Some(Arc::clone(&device));
-            device
         };
+        let folder = self.paths.base(id);
         let memory = MemoryBase::Shared { id: id.to_owned(), folder, node: device.node().to_owned() };
         Ok(Mapped { memory, device })
+    }
+
+    fn attach_base(&self, id: &str) -> Result<BlockDevice, HostError> {
+        if self.bases.unprotected.load(Ordering::Relaxed) {
+            return Err(HostError::BasesUnprotected);
+        }
+        let folder = self.paths.base(id);
+        Base::verify(&folder, id)?;
+        let device = BlockDevice::attach(&folder.join("memory"))?;
+        // In emulation a VMM's filter does it.
+        if self.engines.accel() != Some(Accel::Tcg) && !device.is_protected()? {
+            self.bases.unprotected.store(true, Ordering::Relaxed);
+            return Err(HostError::BasesUnprotected);
+        }
+        Ok(device)
+    }
+
+    /// Reads a base through, also one that is mapped.
+    pub(crate) fn check_base(&self, id: &str) -> Result<(), HostError> {
+        match Base::verify(&self.paths.base(id), id) {
+            Err(mvm_vmm::Error::Refused(refusal)) => {
+                let refusal = Arc::new(refusal);
+                self.bases.condemn(id, Arc::clone(&refusal));
+                Err(HostError::DamagedBase(refusal))
+            }
+            checked => Ok(checked?),
+        }
     }
 
     /// A base that is to be cloned by a machine of this shape.

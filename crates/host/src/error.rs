@@ -37,6 +37,9 @@ pub enum HostError {
     /// No machine of this name is to become a base.
     #[error("no machine {0} is to become a base here")]
     NoBaseMachine(String),
+    /// A base was found damaged, and is used no more.
+    #[error(transparent)]
+    DamagedBase(std::sync::Arc<mvm_vmm::Refusal>),
     /// A VMM could change what others map.
     #[error(
         "this kernel lets a read-only device be mapped for writing, so that machines cannot share a base safely: \
@@ -68,6 +71,7 @@ impl HostError {
             HostError::Vmm(mvm_vmm::Error::Refused(_))
                 | HostError::Image(mvm_image::Error::UnknownRevision { .. })
                 | HostError::NotARevision(_)
+                | HostError::DamagedBase(_)
                 | HostError::BasesUnprotected
         )
     }

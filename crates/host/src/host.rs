@@ -175,7 +175,6 @@ impl Host {
             | Request::RemoveMachine(_)
             | Request::DiscardSnapshot(_)
             | Request::DiscardOwn(_)
-            | Request::Scrub(_)
             | Request::RemoveRevision(_)
             | Request::TrimConsole(_)
             | Request::ConsoleTail(_)
@@ -201,6 +200,7 @@ impl Host {
             Request::RemoveBase(id) => done(self.remove_base(id).await),
             Request::KeepSpares(order) => self.keep_spares(order).await.map(Reply::Spares),
             Request::EndSpares(tenant) => done(self.end_spares(tenant).await),
+            Request::Scrub(all) => self.read_through(all).await.map(Reply::Damages),
             Request::Close => done(self.close_all().await),
             Request::AwaitCheck(instance) => {
                 self.running(instance)?.checked().await;
@@ -348,7 +348,6 @@ impl Inner {
                 let id = revision.parse().map_err(|_| HostError::NotARevision(revision))?;
                 self.images.remove(&id)?;
             }
-            Request::Scrub(all) => return Ok(Reply::Damages(self.damaged(all))),
             Request::TrimConsole(instance) => {
                 mvm_vmm::trim_console(&self.console_of(instance), CONSOLE_BYTES)?;
             }

@@ -1,14 +1,26 @@
 //! Reading what is kept of machines' memory, to find what is damaged before a wake does.
 
-use mvm_vmm::{Base, Snapshot};
+use mvm_vmm::Snapshot;
 
 use crate::HostError;
-use crate::host::Inner;
+use crate::host::{Host, Inner};
 use crate::request::{AtRest, Damage};
 
+impl Host {
+    /// What of this is not what was written. A base of that is mapped by nobody any more who comes later, and spares of it end.
+    pub(crate) async fn read_through(&self, all: Vec<AtRest>) -> Result<Vec<Damage>, HostError> {
+        let found = self.blocking(move |inner| Ok(inner.damaged(all))).await?;
+        for damage in &found {
+            if let AtRest::Base(id) = &damage.what {
+                self.end_spares_of_base(id).await?;
+            }
+        }
+        Ok(found)
+    }
+}
+
 impl Inner {
-    /// What of this is not what was written.
-    pub(crate) fn damaged(&self, all: Vec<AtRest>) -> Vec<Damage> {
+    fn damaged(&self, all: Vec<AtRest>) -> Vec<Damage> {
         all.into_iter()
             .filter_map(|what| {
                 let detail = self.check(&what).err()?.to_string();
@@ -19,7 +31,7 @@ impl Inner {
 
     fn check(&self, what: &AtRest) -> Result<(), HostError> {
         match what {
-            AtRest::Base(id) => Ok(Base::verify(&self.paths.base(id), id)?),
+            AtRest::Base(id) => self.check_base(id),
             AtRest::Snapshot { instance, snapshot } => {
                 let (folder, own) = (self.paths.snapshot_of(*instance), self.paths.own_of(*instance));
                 let snapshot = Snapshot::at_rest(&folder, &own, &snapshot.digest);

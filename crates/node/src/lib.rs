@@ -10,6 +10,7 @@
 //! | [`alarms`] | which machines are woken when, for what they plan |
 //! | [`spares`] | how many VMMs are started ahead |
 //! | [`pools`] | builds, rollbacks and collections of pools' images |
+//! | [`scrub`] | reads what is at rest through |
 //! | [`session`] | the host's end of a guest's control channel |
 //! | [`hostbound`] | port 53: what gateways ask |
 //! | [`denials`] | how many of them are audited when they may not be |
@@ -44,6 +45,7 @@ pub mod pools;
 pub mod publish;
 pub mod resolver;
 pub mod scale;
+pub mod scrub;
 pub mod seal;
 pub mod session;
 pub mod spares;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use mvm_host::{AtRest, ExpectedNetwork};
+use mvm_host::ExpectedNetwork;
 use mvm_model::{PoolId, TenantId};
 use mvm_protocol::api::{
-    AgentInfo, ChangeRequest, Damaged, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
+    AgentInfo, ChangeRequest, DeployRequest, ErrorCode, NetFinding, NetReport, ScrubReport,
 };
 
 use super::{Failure, Shared, fault, lines};
@@ -79,34 +79,7 @@ pub async fn verify(State(agent): Shared) -> Result<Json<NetReport>, Failure> {
 }
 
 pub async fn scrub(State(agent): Shared) -> Result<Json<ScrubReport>, Failure> {
-    let bases = agent.store.read(|tx| store::bases(tx, None)).await?;
-    let asleep = agent.machines(|machine| machine.view().row.snapshot.is_some());
-    let snapshots = asleep.iter().filter_map(|machine| {
-        Some(AtRest::Snapshot { instance: machine.id, snapshot: machine.view().row.snapshot? })
-    });
-    let all: Vec<AtRest> = bases.into_iter().map(|base| AtRest::Base(base.id)).chain(snapshots).collect();
-    let checked = all.len();
-    let found = agent.hands.scrub(all).await.map_err(|error| fault(ErrorCode::Failed, error))?;
-    let damaged = found.into_iter().filter_map(|damage| {
-        let (what, follows) = match damage.what {
-            AtRest::Base(id) => {
-                (format!("base {id}"), "its pool's machines start cold: `mvm pool build` makes another")
-            }
-            AtRest::Snapshot { instance, snapshot } => {
-                let row = agent.machine(instance)?.view().row;
-                // Woken or destroyed while it was read.
-                if row.snapshot.is_none_or(|now| now.digest != snapshot.digest) {
-                    return None;
-                }
-                (
-                    format!("{}/{}/{}", row.place.tenant, row.place.pool, row.id),
-                    "it will start cold, without its memory",
-                )
-            }
-        };
-        Some(Damaged { what, detail: format!("{}; {follows}", damage.detail) })
-    });
-    Ok(Json(ScrubReport { checked, damaged: damaged.collect() }))
+    Ok(Json(crate::scrub::scrub(&agent).await?))
 }
 
 async fn expected_networks(agent: &Arc<Agent>) -> Result<Vec<ExpectedNetwork>, Failure> {

@@ -6,10 +6,10 @@ use mvm_kill_point::KillPoint;
 use serde::{Deserialize, Serialize};
 
 use super::folder::{into_folder, read_part, write_durably};
-use super::refusal::damaged;
+use super::refusal::{damaged, unreadable};
 use super::{Cipher, DEVICE, Part, Refusal, RefusalReason, Restore, VERSION, parse};
 use crate::error::{Doing, Error, Result};
-use crate::flat::{CHECKSUMS, Flat, FlatCheck};
+use crate::flat::{CHECKSUMS, Flat, FlatCheck, MEMORY};
 use crate::memory::GuestMemory;
 use crate::shape::Shape;
 
@@ -119,12 +119,16 @@ impl Base {
     /// If it is damaged.
     pub fn verify(folder: &Path, id: &str) -> Result<()> {
         Self::read(folder, id)?;
-        FlatCheck::of(folder)?.run()
+        FlatCheck::of(folder).and_then(|memory| memory.run()).map_err(|error| match error {
+            // What a disk cannot give back any more is as good as damaged.
+            Error::Io { source, .. } => unreadable(MEMORY)(source).into(),
+            other => other,
+        })
     }
 
     /// The file that VMMs map, to be given to a block device.
     pub fn memory(&self) -> PathBuf {
-        self.folder.join(crate::flat::MEMORY)
+        self.folder.join(MEMORY)
     }
 
     /// For a VMM that maps it.
