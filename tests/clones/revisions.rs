@@ -110,16 +110,19 @@ fn what_was_forgotten_and_not_removed_when_the_agent_died_is_removed_by_the_next
     let one = revision(&lab);
     let base_of_one = bases(&lab).remove(0);
     let two = build(&lab, 2);
-    start_anew(&lab, POOL);
-    assert!(base_of_one.exists(), "nothing was collected since it is not needed");
-
-    change(&lab, 3);
     lab.restart_agent_with(&[("MVM_KILL_AT", BasesForgotten.name())]);
-    die_in(&mut lab, BasesForgotten.name(), &["pool", "build", POOL]);
+    lab.settle();
+    // It goes by itself, a moment after the last that needed it.
+    for act in ["stop", "start"] {
+        lab.try_mvm(&["instance", act, POOL]);
+    }
+    lab.wait_for_killed_agent(BasesForgotten.name());
     assert!(base_of_one.exists());
     lab.start_agent();
+    lab.settle();
     assert!(!base_of_one.exists());
-    let three = revision(&lab);
+    lab.mvm(&["instance", "start", POOL]);
+    let three = build(&lab, 3);
     assert!([&one, &two, &three].map(|revision| is_kept(&lab, revision)) == [true; 3], "the pool had them");
 
     lab.restart_agent_with(&[("MVM_KILL_AT", RevisionsForgotten.name())]);
@@ -132,5 +135,25 @@ fn what_was_forgotten_and_not_removed_when_the_agent_died_is_removed_by_the_next
     assert_eq!(ask(&lab, POOL, "version"), 2, "it runs on");
     start_anew(&lab, POOL);
     assert_eq!(ask(&lab, POOL, "version"), 3);
+    assert_tidy(&lab);
+}
+
+#[test]
+fn a_base_goes_by_itself_with_the_last_that_needed_it() {
+    let lab = Lab::new();
+    let image = own_image(&lab);
+    Workers { image, ..Workers::default() }.deploy(&lab);
+    let first = bases(&lab);
+    build(&lab, 2);
+    assert_eq!(bases(&lab).len(), 2, "the machine maps the first one");
+    start_anew(&lab, POOL);
+    lab.wait_for("the start lets go of it", || bases(&lab).len() == 1);
+    assert_ne!(bases(&lab), first);
+
+    let second = bases(&lab);
+    build(&lab, 3);
+    lab.mvm(&["instance", "stop", POOL]);
+    lab.wait_for("so does what is no start, before long", || bases(&lab).len() == 1);
+    assert_ne!(bases(&lab), second);
     assert_tidy(&lab);
 }

@@ -4,7 +4,7 @@
 //! cold boot ── hello ── prewarm ── pause ── write ── commit
 //! ```
 //! One is made whenever a pool has a revision, or this host a shape, that none fits; machines start cold meanwhile. One that
-//! the pool has no more use for goes when no machine maps it and no snapshot lies over it.
+//! the pool has no more use for goes when no machine maps it and no snapshot lies over it: after a start, or within a minute.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,7 +79,11 @@ pub async fn current(agent: &Agent, pool: &PoolRow) -> Result<Option<BaseRow>, A
 
 /// Who looks for the base of which pool, or makes it: one at a time for each.
 #[derive(Debug, Default)]
-pub struct Makers(Mutex<HashMap<(TenantId, PoolId), Arc<Maker>>>);
+pub struct Makers {
+    all: Mutex<HashMap<(TenantId, PoolId), Arc<Maker>>>,
+    /// Bases are collected by one at a time: who is through finds that all of it is gone.
+    collecting: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Maker {
@@ -91,14 +95,14 @@ struct Maker {
 
 impl Makers {
     fn of(&self, tenant: &TenantId, pool: &PoolId) -> Arc<Maker> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry((tenant.clone(), pool.clone())).or_default())
     }
 
     /// Has everything given up that is made for a tenant, or for one of its pools, and resolves when it is.
     pub async fn give_up(&self, tenant: &TenantId, pool: Option<&PoolId>) {
         let meant: Vec<_> = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.extract_if(|(of, id), _| of == tenant && pool.is_none_or(|pool| id == pool)).collect()
         };
         for (_, maker) in meant {
@@ -297,19 +301,12 @@ fn guest(pool: &PoolRow, reason: impl ToString) -> BaseError {
 /// # Errors
 /// The store's or the host's; what was not removed is tried again the next time.
 pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<Vec<String>, BaseError> {
+    let _one_at_a_time = agent.bases.collecting.lock().await;
     let (tenant, pool) = (tenant.clone(), pool.clone());
     let unused = agent
         .store
         .write(move |tx| {
-            let revision = store::pool(tx, &tenant, &pool)?.map(|pool| pool.revision);
-            let rows = store::bases(tx, Some((&tenant, &pool)))?;
-            let needed: BTreeSet<String> = store::instances(tx, Some(&tenant), Some(&pool))?
-                .iter()
-                .filter_map(|row| row.base().map(str::to_owned))
-                .collect();
-            let current = rows.iter().find(|row| Some(&row.revision) == revision.as_ref()).map(|row| &row.id);
-            let unused = rows.iter().filter(|row| Some(&row.id) != current && !needed.contains(&row.id));
-            let unused: Vec<String> = unused.map(|row| row.id.clone()).collect();
+            let unused = unneeded(tx, &tenant, &pool)?;
             // Forgotten first: files without a row are found by the next agent, a row without files would be used.
             unused.iter().try_for_each(|id| store::remove_base(tx, id)).map(|()| unused)
         })
@@ -319,4 +316,49 @@ pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<
         agent.hands.discard_base(id.clone()).await?;
     }
     Ok(unused)
+}
+
+/// The bases of a pool that are not its current one, that no VMM maps and no snapshot lies over.
+fn unneeded(tx: &rusqlite::Transaction<'_>, tenant: &TenantId, pool: &PoolId) -> store::Sql<Vec<String>> {
+    let revision = store::pool(tx, tenant, pool)?.map(|pool| pool.revision);
+    let rows = store::bases(tx, Some((tenant, pool)))?;
+    let needed: BTreeSet<String> = store::instances(tx, Some(tenant), Some(pool))?
+        .iter()
+        .filter_map(|row| row.base().map(str::to_owned))
+        .collect();
+    let current = rows.iter().find(|row| Some(&row.revision) == revision.as_ref()).map(|row| &row.id);
+    let unneeded = rows.iter().filter(|row| Some(&row.id) != current && !needed.contains(&row.id));
+    Ok(unneeded.map(|row| row.id.clone()).collect())
+}
+
+/// Removes the bases of all pools that nothing needs any more, as far as they can be removed now.
+pub async fn collect_all(agent: &Agent) {
+    let pools = agent.store.read(|tx| {
+        let all: BTreeSet<_> =
+            store::bases(tx, None)?.into_iter().map(|base| (base.tenant, base.pool)).collect();
+        let mut due = Vec::new();
+        for (tenant, pool) in all {
+            if !unneeded(tx, &tenant, &pool)?.is_empty() {
+                due.push((tenant, pool));
+            }
+        }
+        Ok(due)
+    });
+    match pools.await {
+        Ok(pools) => {
+            for (tenant, pool) in pools {
+                try_to_collect(agent, &tenant, &pool).await;
+            }
+        }
+        Err(error) => tracing::warn!(%error, "bases are not collected"),
+    }
+}
+
+/// As [`collect`]; what fails is tried again before long.
+pub async fn try_to_collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) {
+    match collect(agent, tenant, pool).await {
+        Ok(ids) if ids.is_empty() => {}
+        Ok(ids) => tracing::info!(%tenant, %pool, bases = ?ids, "bases that nothing needs are removed"),
+        Err(error) => tracing::warn!(%tenant, %pool, %error, "bases are not collected"),
+    }
 }

@@ -95,7 +95,7 @@ pub fn begun(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) {
     keep_soon(agent, of);
 }
 
-/// Gives a pool the spares that it is to have, in a while.
+/// Gives a pool the spares that it is to have, in a while, and removes the bases that it needs no more.
 pub fn keep_soon(agent: &Arc<Agent>, pool: (TenantId, PoolId)) {
     if !agent.demand.pending().insert(pool.clone()) {
         return;
@@ -104,15 +104,17 @@ pub fn keep_soon(agent: &Arc<Agent>, pool: (TenantId, PoolId)) {
     tokio::spawn(async move {
         tokio::time::sleep(AFTERWARDS).await;
         agent.demand.pending().remove(&pool);
+        bases::try_to_collect(&agent, &pool.0, &pool.1).await;
         keep(&agent, &pool, &agent.demand.of(&pool)).await;
     });
 }
 
-/// Looks after all pools until the agent ends.
+/// Looks after all pools until the agent ends, and after the bases that machines had.
 pub async fn tend(agent: Arc<Agent>) {
     let mut every = tokio::time::interval(EVERY);
     loop {
         every.tick().await;
+        bases::collect_all(&agent).await;
         for (pool, times) in agent.demand.take_stock(Instant::now()) {
             keep(&agent, &pool, &times).await;
         }

@@ -405,6 +405,9 @@ impl Task {
         let from_base = self.row.launched.as_ref().is_some_and(|launched| launched.base.is_some());
         if from_base && report.how != COLD_BOOT {
             spares::begun(&self.agent, &self.tenant.id, &self.row.place.pool);
+        } else {
+            // What it had before may have been the last to need a base.
+            spares::keep_soon(&self.agent, (self.tenant.id.clone(), self.row.place.pool.clone()));
         }
         // A cold boot where there is no base yet is no fault.
         self.row.reason = report.why.clone().filter(|_| operation == Operation::Wake);
