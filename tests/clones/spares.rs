@@ -87,6 +87,19 @@ fn a_spare_of_another_revision_is_not_used_and_goes() {
 }
 
 #[test]
+fn spares_go_where_the_pools_new_revision_gets_no_base() {
+    let lab = Lab::new();
+    let image = own_image(&lab);
+    Workers { image, spares: 1, ..Workers::default() }.deploy(&lab);
+    let old = spare(&lab);
+    lab.file("worker/seeded.py", "raise SystemExit(1)\n");
+    let said = lab.mvm_fails(&["pool", "build", POOL]);
+    assert!(said.contains("its prewarm failed"), "{said}");
+    lab.wait_for("no machine would use it any more", || !lab.vmms().contains(&old));
+    assert!(lab.spares().is_empty());
+}
+
+#[test]
 fn a_pool_that_wants_no_spares_has_none_and_they_end_with_the_agent() {
     let mut lab = Workers { spares: 2, ..Workers::default() }.in_lab();
     let other = "[[pools]]\nid = \"others\"\nvcpus = 1\nmem_mib = 192\ndesired_running = 1\nspares = 0\n";

@@ -24,7 +24,7 @@ pub struct SpareOrder {
     pub revision: String,
     /// vCPUs, memory, disk.
     pub resources: Resources,
-    /// The base that they map.
+    /// The base that they map; of no matter where there are to be none.
     pub base: String,
     /// How many.
     pub count: u32,

@@ -12,6 +12,7 @@ use mvm_protocol::api::{ApiError, Collected, DeployEvent, ErrorCode, RolledBack}
 use crate::agent::Agent;
 use crate::bases::{self, Ensured, Look};
 use crate::deploy::{Events, build_image};
+use crate::spares;
 use crate::store::{self, Audit, PoolRow};
 
 /// Builds a pool's image anew, and the base of its machines. The last event is `Done` or `Failed`.
@@ -68,7 +69,13 @@ pub async fn roll_back(agent: &Arc<Agent>, tenant: &TenantId, pool: &PoolId) -> 
     Ok(RolledBack { from, to: earlier })
 }
 
-async fn change(agent: &Agent, row: PoolRow, kind: &'static str, detail: String) -> Result<(), ApiError> {
+async fn change(
+    agent: &Arc<Agent>,
+    row: PoolRow,
+    kind: &'static str,
+    detail: String,
+) -> Result<(), ApiError> {
+    let of = (row.tenant.clone(), row.spec.id.clone());
     let audit = Audit::new(format!("{}/{}", row.tenant, row.spec.id), kind, detail);
     agent
         .store
@@ -77,6 +84,8 @@ async fn change(agent: &Agent, row: PoolRow, kind: &'static str, detail: String)
             audit.append(tx, &row.tenant)
         })
         .await?;
+    // The spares that it has are of another revision.
+    spares::keep_soon(agent, of);
     Ok(())
 }
 

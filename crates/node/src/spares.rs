@@ -130,17 +130,19 @@ async fn keep(agent: &Arc<Agent>, of: &Pool, times: &[Instant]) {
 async fn try_to_keep(agent: &Arc<Agent>, of: &Pool, times: &[Instant]) -> Result<(), bases::BaseError> {
     let tenant = agent.tenant(&of.0).await?;
     let pool = agent.pool(&of.0, &of.1).await?;
-    let Some(base) = bases::current(agent, &pool).await? else { return Ok(()) };
+    let base = bases::current(agent, &pool).await?;
+    // Without a base there are none, those of an earlier one neither.
+    let none = base.is_none() || tenant.doomed || pool.doomed;
     // Where the host does not say what memory it has, there is no room.
     let room = |memory| wanted(pool.spec.spares, times, memory);
-    let count = if tenant.doomed || pool.doomed { 0 } else { usage::memory().map_or(0, room) };
+    let count = if none { 0 } else { usage::memory().map_or(0, room) };
     let order = SpareOrder {
         tenant: of.0.clone(),
         pool: of.1.clone(),
         network: agent.network_of(&tenant),
         revision: pool.revision,
         resources: pool.spec.resources,
-        base: base.id,
+        base: base.map(|base| base.id).unwrap_or_default(),
         count,
     };
     agent.hands.order_spares(order).await?;
