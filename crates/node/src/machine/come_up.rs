@@ -92,23 +92,16 @@ impl Task {
         self.step("link up");
         // Whoever wants to see what its services say need not wait until they are ready.
         self.set_session(Some(session));
-        let limit = READY + self.start_limit().await?;
-        match guest.hear("Wake", limit).await.map_err(failed)? {
-            GuestReply::WakeAck { success: true, .. } => {}
-            GuestReply::WakeAck { detail, .. } => {
-                return Err(failed(format!("its services are not ready: {detail}")));
-            }
-            _ => return Err(failed("the guest's answer to Wake makes no sense")),
-        }
+        require_ready(guest.hear("Wake", self.ready_limit().await?).await.map_err(failed)?)?;
         self.step("ready");
         Ok(())
     }
 
-    /// How long the recipe of what was launched allows its services to start.
-    async fn start_limit(&self) -> Result<Duration, ActError> {
-        let Some(launched) = &self.row.launched else { return Ok(Duration::ZERO) };
+    /// How long a guest may take to answer Wake: for as long as the recipe of what was launched allows its services to start.
+    pub(super) async fn ready_limit(&self) -> Result<Duration, ActError> {
+        let Some(launched) = &self.row.launched else { return Ok(READY) };
         let services = self.agent.hands.services(launched.revision.clone()).await.map_err(failed)?;
-        Ok(Duration::from_secs(services.start_seconds().into()))
+        Ok(READY + Duration::from_secs(services.start_seconds().into()))
     }
 
     /// Gives a guest that has confirmed who it is its config and secrets.
@@ -213,6 +206,15 @@ async fn hear_updated(guest: &mut Conversation) -> Result<(), ActError> {
     match guest.hear("Update", ANSWER).await.map_err(failed)? {
         GuestReply::Updated => Ok(()),
         _ => Err(failed("the guest's answer to Update makes no sense")),
+    }
+}
+
+/// A machine runs only once its guest says that its services are ready.
+pub(super) fn require_ready(answer: GuestReply) -> Result<(), ActError> {
+    match answer {
+        GuestReply::WakeAck { success: true, .. } => Ok(()),
+        GuestReply::WakeAck { detail, .. } => Err(failed(format!("its services are not ready: {detail}"))),
+        _ => Err(failed("the guest's answer to Wake makes no sense")),
     }
 }
 

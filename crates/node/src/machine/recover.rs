@@ -1,6 +1,7 @@
 //! After a restart of the agent: what an earlier one had begun is finished or undone, and machines that run are taken
 //! over as they are.
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use mvm_kill_point::{KillPoint, reached};
@@ -16,6 +17,9 @@ const STILL_LISTENS: Duration = Duration::from_secs(10);
 /// How often it is tried to take over a machine that lives.
 const TAKE_OVERS: u32 = 3;
 const BETWEEN_TAKE_OVERS: Duration = Duration::from_secs(2);
+
+/// An attempt that is under way.
+type Acting<'a> = Pin<Box<dyn Future<Output = Result<(), ActError>> + Send + 'a>>;
 
 impl Task {
     /// Compares what the row says with what is there.
@@ -35,7 +39,7 @@ impl Task {
             Some(Intent::Restore) => self.recover_restore().await,
             Some(Intent::Sleep) => self.recover_sleep().await,
             Some(Intent::Warm) => self.recover_warm().await,
-            Some(Intent::Resume) => match self.adopt().await {
+            Some(Intent::Resume) => match self.adopt_patiently().await {
                 Ok(()) => {
                     // A failure is kept in the row.
                     let _ = self.resume(Asker::Policy).await;
@@ -71,11 +75,11 @@ impl Task {
         match self.row.state {
             InstanceState::Warm => {
                 // Its guest stands still: there is nobody to talk to.
-                if let Err(error) = self.adopt().await {
+                if let Err(error) = self.adopt_patiently().await {
                     self.lost_without_agent(&error).await;
                 }
             }
-            InstanceState::Running => match self.take_over_patiently().await {
+            InstanceState::Running => match self.patiently(|task| Box::pin(task.take_over())).await {
                 Ok(()) => tracing::info!(instance = %self.row.address(), "taken over, running"),
                 Err(error) => self.lost_without_agent(&error).await,
             },
@@ -121,7 +125,7 @@ impl Task {
     }
 
     async fn recover_warm(&mut self) {
-        match self.adopt().await {
+        match self.adopt_patiently().await {
             Ok(()) => {
                 self.go_on_instead(&failed("the agent ended before it was committed")).await;
             }
@@ -131,11 +135,7 @@ impl Task {
 
     async fn recover_sleep(&mut self) {
         self.row.snapshot = None;
-        let resumed = match self.adopt().await {
-            Ok(()) => self.go_on(Some(true)).await,
-            Err(error) => Err(error),
-        };
-        match resumed {
+        match self.patiently(|task| Box::pin(task.take_back_sleep())).await {
             Ok(()) => {
                 reached(KillPoint::RecoverResumed);
                 self.row.intent = None;
@@ -151,10 +151,15 @@ impl Task {
         }
     }
 
+    async fn take_back_sleep(&mut self) -> Result<(), ActError> {
+        self.adopt().await?;
+        self.go_on(Some(true)).await
+    }
+
     /// A host or guest that is busy just now is no reason to end a machine that lives.
-    async fn take_over_patiently(&mut self) -> Result<(), ActError> {
+    async fn patiently(&mut self, act: for<'a> fn(&'a mut Self) -> Acting<'a>) -> Result<(), ActError> {
         for _ in 1..TAKE_OVERS {
-            match self.take_over().await {
+            match act(self).await {
                 Err(error) if self.is_alive() => {
                     tracing::warn!(instance = %self.row.address(), %error, "not taken over yet");
                     tokio::time::sleep(BETWEEN_TAKE_OVERS).await;
@@ -162,7 +167,11 @@ impl Task {
                 done => return done,
             }
         }
-        self.take_over().await
+        act(self).await
+    }
+
+    async fn adopt_patiently(&mut self) -> Result<(), ActError> {
+        self.patiently(|task| Box::pin(task.adopt())).await
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -181,6 +190,10 @@ impl Task {
     }
 
     async fn adopt(&mut self) -> Result<(), ActError> {
+        if self.admission.is_some() {
+            // An earlier attempt came so far: a monitor has one connection at a time, and this agent has it.
+            return Ok(());
+        }
         let process = self.row.process.clone().ok_or_else(|| failed("no process is recorded"))?;
         let resources = self.row.launched.as_ref().map(|l| l.resources).unwrap_or_default();
         let port = self.agent.port_of(&self.tenant, &self.row, self.ip, &self.pool().await?);

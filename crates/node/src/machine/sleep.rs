@@ -8,6 +8,7 @@ use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceState, Operation, PoolSpec};
 use mvm_protocol::control::{GuestReply, GuestRequest};
 
+use super::come_up::require_ready;
 use super::task::{Task, failed};
 use super::{ActError, Asker, Outcome};
 use crate::store::{Audit, Goal, Intent, now_millis};
@@ -172,7 +173,6 @@ impl Task {
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         let session = self.session().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled };
-        session.ask(&request, "Wake", Duration::from_secs(30)).await.map_err(failed)?;
-        Ok(())
+        require_ready(session.ask(&request, "Wake", self.ready_limit().await?).await.map_err(failed)?)
     }
 }
