@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use mvm_model::{InstanceId, TelegramId, TenantId, User, UserName};
+use mvm_model::{InstanceId, TelegramId, TenantId, TenantSubnet, User, UserName};
 use mvm_protocol::api::{ApiError, ErrorCode, UserLink};
-use mvm_protocol::openclaw::{GatewayConfig, OneTimeLink, OpenClaw, Served, WorkerConfig};
+use mvm_protocol::openclaw::{AssignedWorker, GatewayConfig, OneTimeLink, OpenClaw, Served, WorkerConfig};
 use rusqlite::Transaction;
 use sha2::{Digest, Sha256};
 
 use crate::agent::{Agent, AgentError};
 use crate::deploy;
-use crate::store::{self, Audit, InstanceRow, StoreError, TenantRow, UserRow, now_secs};
+use crate::store::{self, Audit, InstanceRow, Place, StoreError, TenantRow, UserRow, now_secs};
 
 /// How long a one-time link is valid, in seconds.
 const LINK_LASTS: u64 = 24 * 60 * 60;
@@ -265,7 +265,9 @@ pub async fn told_to_gateway(agent: &Agent, tenant: &TenantRow) -> Result<Option
             Ok((users, instances))
         })
         .await?;
-    let served = users.iter().filter_map(|row| served(tenant, row, &instances)).collect();
+    let place = |worker| instances.iter().find(|instance| instance.id == worker).map(|found| &found.place);
+    let of_user = |row: &UserRow| served(tenant.subnet, row, row.instance.and_then(place));
+    let served = users.iter().map(of_user).collect();
     let endpoints = tenant.endpoints.clone();
     Ok((!users.is_empty()).then_some(OpenClaw::Gateway(GatewayConfig { endpoints, users: served })))
 }
@@ -301,17 +303,19 @@ pub async fn told_to_worker(
     }))
 }
 
-fn served(tenant: &TenantRow, row: &UserRow, instances: &[InstanceRow]) -> Option<Served> {
-    let worker = instances.iter().find(|instance| Some(instance.id) == row.instance)?;
-    Some(Served {
+/// Also who has no worker: what they write waits until they have one, and they are no strangers.
+fn served(subnet: TenantSubnet, row: &UserRow, place: Option<&Place>) -> Served {
+    let worker = row.instance.zip(place).and_then(|(instance_id, place)| {
+        let (pool_id, ip) = (place.pool.clone(), subnet.machine_ip(place.offset)?);
+        Some(AssignedWorker { pool_id, instance_id, ip })
+    });
+    Served {
         user: row.user.name.to_string(),
-        pool_id: worker.place.pool.clone(),
-        instance_id: worker.id,
-        ip: tenant.subnet.machine_ip(worker.place.offset)?,
+        worker,
         telegram: row.user.telegram.map(TelegramId::get),
         link: row.link.clone(),
         monthly_limit_cents: row.user.monthly_limit_cents,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -339,6 +343,22 @@ mod tests {
         let mut lost = first;
         lost[0].instance = None;
         assert_eq!(workers(&assign(&tenant, &lost, &[user("ann")], &ids)), [("ann".to_owned(), Some(1))]);
+    }
+
+    #[test]
+    fn a_gateway_is_told_of_who_has_no_worker_at_present() {
+        let tenant: TenantId = "alice".parse().unwrap();
+        let known = User { telegram: TelegramId::new(777), monthly_limit_cents: Some(100), ..user("ann") };
+        let mut row = assign(&tenant, &[], &[known], &[InstanceId::new(1)]).remove(0);
+        let subnet = mvm_model::NetId::new(0).unwrap().default_subnet();
+        let (pool, machine_id) = ("workers".parse().unwrap(), String::new());
+        let place = Place { tenant, pool, offset: 4, uid: 100_000, machine_id };
+        let told = served(subnet, &row, Some(&place));
+        let worker = told.worker.clone().unwrap();
+        assert_eq!((worker.instance_id, worker.ip), (InstanceId::new(1), [10, 240, 0, 4].into()));
+        assert_eq!(served(subnet, &row, None), Served { worker: None, ..told.clone() });
+        row.instance = None;
+        assert_eq!(served(subnet, &row, Some(&place)), Served { worker: None, ..told });
     }
 
     #[test]

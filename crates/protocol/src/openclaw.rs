@@ -47,12 +47,9 @@ pub struct GatewayConfig {
 pub struct Served {
     /// The name.
     pub user: String,
-    /// The pool of their worker.
-    pub pool_id: PoolId,
-    /// Their worker.
-    pub instance_id: InstanceId,
-    /// Its address, which is also how a request from it is known.
-    pub ip: Ipv4Addr,
+    /// Their worker; none where it was destroyed, until they have another. What they write waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<AssignedWorker>,
     /// Who they are to Telegram, where that is known: a user's id, and the id of their private chat.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telegram: Option<i64>,
@@ -62,6 +59,17 @@ pub struct Served {
     /// What their worker may spend on models in a calendar month (UTC), in cents of a US dollar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monthly_limit_cents: Option<u64>,
+}
+
+/// Somebody's worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedWorker {
+    /// Its pool.
+    pub pool_id: PoolId,
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// Its address, which is also how a request from it is known.
+    pub ip: Ipv4Addr,
 }
 
 /// A link `https://t.me/<bot>?start=<code>`, as far as a gateway has to know it: to ask the host only about codes that may

@@ -52,9 +52,8 @@ impl Gateway {
 
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let user = json!({
-            "user": "alice", "pool_id": "workers", "instance_id": "i-0000002a", "ip": "127.0.0.1", "telegram": ALICE,
-        });
+        let worker = json!({ "pool_id": "workers", "instance_id": "i-0000002a", "ip": "127.0.0.1" });
+        let user = json!({ "user": "alice", "worker": worker, "telegram": ALICE });
         let endpoints = json!({ "telegram": bot.url(), "anthropic": model.url() });
         let config = json!({ "openclaw": { "gateway": { "endpoints": endpoints, "users": [user] } } });
         fs::write(path("config.json"), config.to_string()).unwrap();

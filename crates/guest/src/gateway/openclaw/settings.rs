@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use mvm_model::Endpoints;
 use mvm_model::openclaw::{SCOPE, TOKEN_KEY};
-use mvm_protocol::openclaw::{GatewayConfig, OpenClaw, Served, worker_bot_token, worker_token};
+use mvm_protocol::openclaw::{
+    AssignedWorker, GatewayConfig, OpenClaw, Served, worker_bot_token, worker_token,
+};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -35,11 +37,18 @@ pub(super) struct Settings {
     refused: Mutex<BTreeSet<&'static str>>,
 }
 
-/// Somebody who is served, and what their worker knows.
+/// Somebody who is served.
 pub(super) struct Person {
     pub(super) served: Served,
-    /// What their worker says to the model API.
-    pub(super) worker_token: String,
+    /// None where they have no worker at present.
+    pub(super) worker: Option<Worker>,
+}
+
+/// Their worker, and what it knows.
+pub(super) struct Worker {
+    pub(super) assigned: AssignedWorker,
+    /// What it says to the model API.
+    pub(super) token: String,
     /// What it says to the Bot API.
     pub(super) bot_token: String,
     /// What it knew before, and may still say.
@@ -49,7 +58,7 @@ pub(super) struct Person {
 /// A worker's tokens from before the key was replaced that they are made of.
 #[derive(Clone)]
 struct Former {
-    worker_token: String,
+    token: String,
     bot_token: String,
     until: Instant,
 }
@@ -98,15 +107,16 @@ impl Settings {
     /// Takes over from `earlier` what workers still know, whose turns in hand go on with it for `how_long`.
     pub(super) fn follow(&mut self, earlier: &Settings, how_long: Duration) {
         let now = Instant::now();
-        for person in &mut self.people {
-            let id = person.served.instance_id;
-            let Some(before) = earlier.people.iter().find(|before| before.served.instance_id == id) else {
+        for worker in self.people.iter_mut().filter_map(|person| person.worker.as_mut()) {
+            let mut earlier = earlier.people.iter().filter_map(|person| person.worker.as_ref());
+            let Some(before) = earlier.find(|it| it.assigned.instance_id == worker.assigned.instance_id)
+            else {
                 continue;
             };
-            person.former = before.former.iter().filter(|former| now < former.until).cloned().collect();
-            if before.worker_token != person.worker_token {
-                let (worker_token, bot_token) = (before.worker_token.clone(), before.bot_token.clone());
-                person.former.push(Former { worker_token, bot_token, until: now + how_long });
+            worker.former = before.former.iter().filter(|former| now < former.until).cloned().collect();
+            if before.token != worker.token {
+                let (token, bot_token) = (before.token.clone(), before.bot_token.clone());
+                worker.former.push(Former { token, bot_token, until: now + how_long });
             }
         }
     }
@@ -116,9 +126,10 @@ impl Settings {
         self.people.iter().find(|person| person.served.telegram == Some(id))
     }
 
-    /// Whose worker has this address.
-    pub(super) fn by_address(&self, ip: Ipv4Addr) -> Option<&Person> {
-        self.people.iter().find(|person| person.served.ip == ip)
+    /// The worker that has this address, and whose it is.
+    pub(super) fn by_address(&self, ip: Ipv4Addr) -> Option<(&Person, &Worker)> {
+        let mut workers = self.people.iter().filter_map(|person| Some((person, person.worker.as_ref()?)));
+        workers.find(|(_, worker)| worker.assigned.ip == ip)
     }
 
     /// Somebody by name.
@@ -136,14 +147,18 @@ impl fmt::Debug for Settings {
 
 impl Person {
     fn new(served: Served, key: &[u8]) -> Person {
-        let worker_token = worker_token(key, served.instance_id);
-        let bot_token = worker_bot_token(&worker_token);
-        Person { served, worker_token, bot_token, former: Vec::new() }
+        let worker = served.worker.clone().map(|assigned| {
+            let token = worker_token(key, assigned.instance_id);
+            Worker { bot_token: worker_bot_token(&token), token, assigned, former: Vec::new() }
+        });
+        Person { served, worker }
     }
+}
 
-    /// Whether this is what their worker says to the model API.
-    pub(super) fn has_worker_token(&self, token: &str) -> bool {
-        self.is_any_of(token, &self.worker_token, |former| &former.worker_token)
+impl Worker {
+    /// Whether this is what it says to the model API.
+    pub(super) fn has_token(&self, token: &str) -> bool {
+        self.is_any_of(token, &self.token, |former| &former.token)
     }
 
     /// Whether this is what it says to the Bot API.

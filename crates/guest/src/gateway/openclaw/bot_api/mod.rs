@@ -24,7 +24,7 @@ use serde_json::json;
 
 use super::Context;
 use super::outgoing::{Body, json_response};
-use super::settings::{Person, Settings};
+use super::settings::{Person, Settings, Worker};
 
 pub(super) use files::FilesSeen;
 use methods::{Does, Method};
@@ -89,19 +89,21 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let settings = context.settings();
-    let (person, call) = match identify(&settings, source, path) {
+    let (person, worker, call) = match identify(&settings, source, path) {
         Ok(identified) => identified,
         Err(refused) => return refused.into_response(),
     };
     let user = &person.served.user;
-    if let Err(seconds) = context.bot_api_pacing.take(person.served.instance_id) {
+    if let Err(seconds) = context.bot_api_pacing.take(worker.assigned.instance_id) {
         context.metrics.called(user, "too_many", 429);
         return Refused::too_many(seconds).into_response();
     }
     let (name, answered) = match call {
-        Asked::File(path) => ("file", pass_on::download(context, &settings, person, path, &request).await),
+        Asked::File(path) => ("file", pass_on::download(context, &settings, worker, path, &request).await),
         Asked::Method(name) => match methods::find(name) {
-            Some(method) => (method.name, carry_out(context, &settings, person, method, request).await),
+            Some(method) => {
+                (method.name, carry_out(context, &settings, (person, worker), method, request).await)
+            }
             None => ("other", Err(Refused::new(404, "Not Found: this method is not for workers"))),
         },
     };
@@ -121,25 +123,25 @@ fn identify<'a, 'b>(
     settings: &'a Settings,
     source: Ipv4Addr,
     path: &'b str,
-) -> Result<(&'a Person, Asked<'b>), Refused> {
-    let person = settings.by_address(source);
-    let person = person.ok_or_else(|| Refused::forbidden("this address is no worker's"))?;
+) -> Result<(&'a Person, &'a Worker, Asked<'b>), Refused> {
+    let found = settings.by_address(source);
+    let (person, worker) = found.ok_or_else(|| Refused::forbidden("this address is no worker's"))?;
     let (rest, is_file) = match path.strip_prefix("/file/bot") {
         Some(rest) => (Some(rest), true),
         None => (path.strip_prefix("/bot"), false),
     };
     let (token, rest) =
         rest.and_then(|rest| rest.split_once('/')).ok_or_else(|| Refused::new(404, "Not Found"))?;
-    if !person.has_bot_token(token) {
+    if !worker.has_bot_token(token) {
         return Err(Refused::new(401, "Unauthorized"));
     }
-    Ok((person, if is_file { Asked::File(rest) } else { Asked::Method(rest) }))
+    Ok((person, worker, if is_file { Asked::File(rest) } else { Asked::Method(rest) }))
 }
 
 async fn carry_out(
     context: &Arc<Context>,
     settings: &Settings,
-    person: &Person,
+    (person, worker): (&Person, &Worker),
     method: &'static Method,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
@@ -148,7 +150,7 @@ async fn carry_out(
         Does::AnswerTrue => Ok(ok(json!(true))),
         Does::AnswerCommands => Ok(ok(json!([]))),
         Does::AnswerWebhook => Ok(ok(json!({
-            "url": format!("http://{}:{}/", person.served.ip, mvm_protocol::openclaw::WEBHOOK_PORT),
+            "url": format!("http://{}:{}/", worker.assigned.ip, mvm_protocol::openclaw::WEBHOOK_PORT),
             "has_custom_certificate": false,
             "pending_update_count": 0,
         }))),
@@ -170,7 +172,7 @@ async fn carry_out(
                 return pass_on::upload(context, settings, method, upload).await;
             }
             let parameters = parameters.with_body(request).await?.complete(method)?;
-            pass_on::call(context, person, method, parameters).await
+            pass_on::call(context, worker, method, parameters).await
         }
     }
 }

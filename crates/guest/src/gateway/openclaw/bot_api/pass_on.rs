@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::super::Context;
 use super::super::outgoing::{Body, OutgoingError, Timely, full, in_full};
-use super::super::settings::{BOT_TOKEN, BotToken, Person, Settings};
+use super::super::settings::{BOT_TOKEN, BotToken, Settings, Worker};
 use super::methods::Method;
 use super::parts::Upload;
 use super::{Refused, with_retry_after};
@@ -31,7 +31,7 @@ const LONGEST_ANSWER: usize = 4 << 20;
 /// token is refused it waits for another one.
 pub(super) async fn call(
     context: &Context,
-    person: &Person,
+    worker: &Worker,
     method: &Method,
     parameters: Map<String, Value>,
 ) -> Result<Response<Body>, Refused> {
@@ -64,7 +64,7 @@ pub(super) async fn call(
                     Some(wait) if Instant::now() + wait <= deadline => wait,
                     wait => {
                         if method.name == "getFile" {
-                            remember_path(context, person, &answer);
+                            remember_path(context, worker, &answer);
                         }
                         return Ok(answered(status, answer, wait));
                     }
@@ -118,14 +118,14 @@ pub(super) async fn upload(
 pub(super) async fn download(
     context: &Context,
     settings: &Settings,
-    person: &Person,
+    worker: &Worker,
     path: &str,
     request: &Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
     if request.method() != HttpMethod::GET {
         return Err(Refused::new(405, "Method Not Allowed"));
     }
-    if !context.files.has(person.served.instance_id, path) {
+    if !context.files.has(worker.assigned.instance_id, path) {
         return Err(Refused::new(404, "Not Found: ask for the file by getFile first"));
     }
     let bot = bot(settings)?;
@@ -190,7 +190,7 @@ fn answered(status: StatusCode, answer: Bytes, wait: Option<Duration>) -> Respon
     }
 }
 
-fn remember_path(context: &Context, person: &Person, answer: &[u8]) {
+fn remember_path(context: &Context, worker: &Worker, answer: &[u8]) {
     let Ok(answer) = serde_json::from_slice::<Value>(answer) else { return };
     let path = answer["result"]["file_path"].as_str();
     // Only what can stand in a URL as it is.
@@ -199,6 +199,6 @@ fn remember_path(context: &Context, person: &Person, answer: &[u8]) {
         path.bytes().all(fits) && !path.split('/').any(|segment| matches!(segment, "" | "." | ".."))
     };
     if let Some(path) = path.filter(is_plain) {
-        context.files.add(person.served.instance_id, path);
+        context.files.add(worker.assigned.instance_id, path);
     }
 }

@@ -25,7 +25,7 @@ use serde_json::json;
 use super::super::headers;
 use super::Context;
 use super::outgoing::{Body, OutgoingError, Timely, json_response};
-use super::settings::{MODEL_KEY, Person, Settings};
+use super::settings::{MODEL_KEY, Person, Settings, Worker};
 
 pub(super) use calls::Calls;
 use meter::{Metered, ReadingOn};
@@ -80,18 +80,20 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let settings = context.settings();
-    let person = match identify(&settings, source, request.headers()) {
-        Ok(person) => person,
+    let (person, worker) = match identify(&settings, source, request.headers()) {
+        Ok(identified) => identified,
         Err(refused) => return refused.into_response(),
     };
     let user = &person.served.user;
-    if let Err(seconds) = context.model_pacing.take(person.served.instance_id) {
+    if let Err(seconds) = context.model_pacing.take(worker.assigned.instance_id) {
         context.metrics.called(user, "too_many", 429);
         let text = "this worker makes too many calls; five a second are given to it";
         return Refused::too_many(text, seconds).into_response();
     }
     let (name, answered) = match (request.method(), path) {
-        (&Method::POST, "/v1/messages") => ("messages", messages(context, person, path, request).await),
+        (&Method::POST, "/v1/messages") => {
+            ("messages", messages(context, (person, worker), path, request).await)
+        }
         (&Method::POST, "/v1/messages/count_tokens") => {
             ("count_tokens", pass_on(context, &settings, path, request).await.map(unmetered))
         }
@@ -112,15 +114,15 @@ fn identify<'a>(
     settings: &'a Settings,
     source: Ipv4Addr,
     headers: &HeaderMap,
-) -> Result<&'a Person, Refused> {
-    let person = settings.by_address(source).ok_or_else(|| {
+) -> Result<(&'a Person, &'a Worker), Refused> {
+    let (person, worker) = settings.by_address(source).ok_or_else(|| {
         Refused::new(StatusCode::FORBIDDEN, "permission_error", "this address is no worker's")
     })?;
     let key = headers.get(API_KEY).and_then(|key| key.to_str().ok());
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
     match key.or(bearer) {
-        Some(token) if person.has_worker_token(token) => Ok(person),
+        Some(token) if worker.has_token(token) => Ok((person, worker)),
         _ => Err(Refused::new(StatusCode::UNAUTHORIZED, "authentication_error", "invalid x-api-key")),
     }
 }
@@ -139,13 +141,13 @@ fn is_about_models(path: &str) -> bool {
 
 async fn messages(
     context: &Arc<Context>,
-    person: &Person,
+    (person, worker): (&Person, &Worker),
     path: &str,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Refused> {
     let user = person.served.user.clone();
     // Before it is looked what was spent: what those before it used is counted when there is a place.
-    let place = context.model_calls.take(person.served.instance_id).ok_or_else(|| {
+    let place = context.model_calls.take(worker.assigned.instance_id).ok_or_else(|| {
         let text = format!("this worker has {} calls in hand, and may not have more", calls::PER_WORKER);
         Refused::too_many(text, BUSY)
     })?;

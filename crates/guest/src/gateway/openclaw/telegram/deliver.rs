@@ -18,41 +18,42 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::Context;
 use super::super::outgoing::in_full;
-use super::super::settings::Person;
+use super::super::settings::Worker;
 use crate::gateway::upstream;
 
 /// How long a worker may take to write an update down.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// Returns when the worker has taken it durably. It is of this chat of theirs; a worker that does not know that yet takes
-/// nothing of it.
+/// Returns when the worker has taken it durably. A worker that does not know yet that this chat is its user's takes nothing
+/// of it.
 ///
 /// # Errors
 /// Why it has not, in words. It may have, where the answer is what went wrong.
 pub(super) async fn hand_over(
     context: &Context,
-    person: &Person,
+    worker: &Worker,
     chat: i64,
     update: &Value,
 ) -> Result<(), String> {
-    let served = &person.served;
+    let assigned = &worker.assigned;
     let target = Target {
-        pool_id: served.pool_id.clone(),
-        instance_selector: InstanceSelector::ByInstance(served.instance_id),
+        pool_id: assigned.pool_id.clone(),
+        instance_selector: InstanceSelector::ByInstance(assigned.instance_id),
         target_port: WEBHOOK_PORT,
     };
     let hold = context.gateway.holds.take(&target, Duration::MAX).await;
     let mut hold = hold.map_err(|error| error.to_string())?;
-    let worker = SocketAddrV4::new(hold.guest_ip, WEBHOOK_PORT);
+    let secret = webhook_secret(&worker.token, Some(chat));
+    let address = SocketAddrV4::new(hold.guest_ip, WEBHOOK_PORT);
     let posting = async {
-        let stream = upstream::connect(worker, context.gateway.limits.connect).await;
-        let stream = stream.map_err(|error| format!("nothing accepts connections on {worker}: {error}"))?;
+        let stream = upstream::connect(address, context.gateway.limits.connect).await;
+        let stream = stream.map_err(|error| format!("nothing accepts connections on {address}: {error}"))?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(WEBHOOK_PATH)
-            .header(HOST, worker.to_string())
+            .header(HOST, address.to_string())
             .header(CONTENT_TYPE, "application/json")
-            .header("x-telegram-bot-api-secret-token", webhook_secret(&person.worker_token, Some(chat)))
+            .header("x-telegram-bot-api-secret-token", secret)
             .body(Full::new(Bytes::from(update.to_string())))
             .map_err(|error| error.to_string())?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;

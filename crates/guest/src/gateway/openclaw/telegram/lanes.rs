@@ -274,12 +274,13 @@ impl Lanes {
         let settings = self.context.settings();
         // They are not served any more.
         let Some(person) = self.context.claims.person(&settings, chat) else { return Ok(()) };
+        let Some(worker) = &person.worker else { return Err("they have no worker at present".to_owned()) };
         let _place = self.places.acquire().await.map_err(|closed| closed.to_string())?;
         let typing = &self.context.typing;
         if lately && update.wants_answer() {
             typing.show(&self.context, chat);
         }
-        deliver::hand_over(&self.context, person, chat, &update.content).await?;
+        deliver::hand_over(&self.context, worker, chat, &update.content).await?;
         self.context.metrics.delivered(&person.served.user);
         match lately {
             true => typing.go_on(chat),

@@ -129,6 +129,34 @@ fn a_link_that_the_host_refuses_is_said_to_be_invalid() {
 }
 
 #[test]
+fn what_somebody_writes_who_has_no_worker_waits_for_the_next_one() {
+    let mut world = World::asleep();
+    let worker = world.block["users"][0].as_object_mut().unwrap().remove("worker").unwrap();
+    world.write_block();
+    world.start();
+    let fresh = world.bot.push_message(ALICE, "x");
+    let of_bob = world.bot.push_message(BOB, "x");
+    assert_eq!(world.bob.takes(1), [of_bob]);
+    assert_eq!(world.bot.unacknowledged()[0], fresh);
+    let refused = world.call(&world.alice, "getMe", &json!({}));
+    assert_eq!(refused.status(), 403, "what was hers is nobody's");
+    world.kill();
+    // What is kept here waits, too.
+    world.config.openclaw.pace.park_after = Duration::from_millis(100);
+    world.start();
+    world.all_acknowledged();
+    world.kill();
+    world.start();
+    let later = world.bot.push_message(ALICE, "y");
+    world.all_acknowledged();
+    assert!(world.alice.came().is_empty());
+    world.block["users"][0]["worker"] = worker;
+    world.reload();
+    assert_eq!(world.alice.takes(2), [fresh, later]);
+    assert!(told(&world, ALICE).is_empty(), "she is no stranger");
+}
+
+#[test]
 fn somebody_who_is_not_served_any_more_gets_nothing() {
     let mut world = World::new();
     let id = world.bot.push_message(ALICE, "x");

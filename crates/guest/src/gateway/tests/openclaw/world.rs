@@ -70,7 +70,8 @@ impl World {
             let instance = InstanceId::new(number);
             let ip = own_address();
             workers.push(around.block_on(Worker::start(ip, worker_token(TOKEN_KEY, instance), telegram)));
-            let mut served = json!({ "user": user, "pool_id": "workers", "instance_id": instance, "ip": ip });
+            let worker = json!({ "pool_id": "workers", "instance_id": instance, "ip": ip });
+            let mut served = json!({ "user": user, "worker": worker });
             match telegram {
                 Some(telegram) => served["telegram"] = json!(telegram),
                 None => served["link"] = link(CODE, 3600),
