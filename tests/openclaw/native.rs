@@ -120,6 +120,29 @@ fn what_is_said_first_after_a_claim_is_answered() {
 }
 
 #[test]
+fn a_heartbeat_is_a_time_to_wake_at() {
+    let Some(openclaw) = openclaw::installed() else { return };
+    let outside = Outside::new();
+    let guest = Guest::start(outside.namespace(), &openclaw);
+    let token = fresh();
+    guest.personalize(1, true, now());
+    guest.update(&token);
+    guest.wake(1);
+    outside.say(&token, 1, "aardvark");
+    outside.wait_for_answers(1);
+    assert_eq!(outside.next_wake(&token), None, "it has none unless its person wants one");
+    guest.edit_config(|config| config["agents"]["defaults"]["heartbeat"]["every"] = "1h".into());
+    outside.wait_for_plan(&token);
+    guest.wait_until_idle();
+    let prepared = guest.ask(GuestRequest::SleepPrep { drain_timeout_secs: 30 });
+    let GuestReply::SleepPrepAck { success: true, wake_at: Some(at), .. } = prepared else {
+        panic!("{prepared:?}")
+    };
+    assert!((now()..=now() + 3600).contains(&at), "{at} at {}", now());
+    guest.shut_down();
+}
+
+#[test]
 fn after_two_hours_its_clock_is_right_and_what_was_due_meanwhile_is_done() {
     let Some(openclaw) = openclaw::installed() else { return };
     let outside = Outside::new();

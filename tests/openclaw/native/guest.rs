@@ -119,6 +119,15 @@ impl Guest {
         assert_eq!(reply, GuestReply::Updated);
     }
 
+    /// Changes OpenClaw's config file, as its person may.
+    pub(super) fn edit_config(&self, edit: impl FnOnce(&mut Value)) {
+        let root = format!("/proc/{}/root{}/root", self.process.id(), self.folder.path().display());
+        let file = Path::new(&root).join("data/openclaw/openclaw.json");
+        let mut config = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        edit(&mut config);
+        fs::write(&file, config.to_string()).unwrap();
+    }
+
     pub(super) fn wake(&self, generation: u64) {
         let reply = self.ask(GuestRequest::Wake { generation, cancelled: None });
         assert_eq!(reply, GuestReply::WakeAck { success: true, detail: String::new() });

@@ -127,6 +127,17 @@ impl Outside {
         assert_eq!(status, 200, "{answer}");
     }
 
+    /// When its scheduler wants to go on, in seconds since 1970.
+    pub(super) fn next_wake(&self, token: &str) -> Option<u64> {
+        let (status, answer) = self.rpc(token, "cron.status", json!({}));
+        assert_eq!(status, 200, "{answer}");
+        Some(answer["payload"]["nextWakeAtMs"].as_u64()? / 1000)
+    }
+
+    pub(super) fn wait_for_plan(&self, token: &str) {
+        wait("something is planned", || self.next_wake(token).is_some());
+    }
+
     pub(super) fn probe(&self, path: &str) -> u16 {
         self.request(CONTROL_PORT, "GET", path, "", None).0
     }
