@@ -113,6 +113,47 @@ fn a_base_that_is_found_damaged_is_used_no_more_and_another_is_made() {
     assert!(lab.mvm(&["node", "scrub"]).lines().count() > 0);
 }
 
+/// Flips a bit of a lab's file of an image. It becomes a file of its own: other labs have the same one.
+fn damage_image(file: &Path) {
+    let copy = file.with_extension("copy");
+    std::fs::copy(file, &copy).unwrap();
+    flip(&copy);
+    std::fs::rename(&copy, file).unwrap();
+}
+
+#[test]
+fn a_damaged_image_is_found_under_a_sleeper_and_mended_by_a_build() {
+    let lab = Lab::new();
+    let image = own_image(&lab);
+    Workers { image, ..Workers::default() }.deploy(&lab);
+    count(&lab);
+    lab.mvm(&["instance", "sleep", POOL]);
+    let scrub = || {
+        let scrubbed = lab.try_mvm(&["node", "scrub"]);
+        (scrubbed.status.code(), String::from_utf8(scrubbed.stdout).unwrap())
+    };
+    let parts = std::fs::read_dir(lab.data_dir().join("images/parts")).unwrap().flatten();
+    let root = parts.max_by_key(|part| part.metadata().unwrap().len()).unwrap().path();
+    damage_image(&root);
+    let (code, told) = scrub();
+    assert!(told.contains("expected SHA-256") && told.contains("`mvm pool build alice/workers`"), "{told}");
+    assert_eq!(code, Some(1));
+    lab.mvm(&["pool", "build", POOL]);
+    assert_eq!(scrub().0, Some(0), "it is mended");
+    assert_eq!((count(&lab).0, how(&lab, POOL)), (2, "wake".to_owned()), "with its memory");
+
+    // One that only the sleeper has.
+    lab.mvm(&["instance", "sleep", POOL]);
+    let source = std::fs::read_to_string(crate::workers::image().join("worker.py")).unwrap();
+    lab.file("worker/worker.py", &source.replace("VERSION = 1\n", "VERSION = 2\n"));
+    lab.mvm(&["pool", "build", POOL]);
+    damage_image(&root);
+    let told = scrub().1;
+    assert!(told.contains("no pool has it any more: stop and start alice/workers/i-"), "{told}");
+    start_anew(&lab, POOL);
+    lab.wait_for("nothing has it any more", || scrub().0 == Some(0));
+}
+
 #[test]
 fn a_damaged_own_image_ends_its_machine_or_is_refused_before_and_never_used_again() {
     let lab = Workers::default().in_lab();

@@ -27,7 +27,7 @@ pub enum Node {
         #[command(flatten)]
         output: Output,
     },
-    /// Read everything that is kept of machines' memory, and name what is damaged
+    /// Read images, bases and what machines sleep with through, and name what is damaged
     Scrub {
         /// How to write the result
         #[command(flatten)]
@@ -66,7 +66,7 @@ fn scrubbed(report: &ScrubReport) -> String {
     let ScrubReport { checked, damaged } = report;
     let mut lines: Vec<String> =
         damaged.iter().map(|Damaged { what, detail }| format!("damaged: {what}: {detail}")).collect();
-    lines.push(format!("{checked} bases and snapshots read, {} damaged", damaged.len()));
+    lines.push(format!("{checked} images, bases and snapshots read, {} damaged", damaged.len()));
     lines.join("\n")
 }
 

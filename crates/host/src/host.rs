@@ -247,6 +247,22 @@ impl Host {
         self.blocking(move |inner| Ok(inner.images.build(&source, &progress)?.id.to_string())).await
     }
 
+    /// Builds an image anew as far as its files are not what was built; gives its revision, and how many of its files were replaced.
+    ///
+    /// # Errors
+    /// As [`Host::build_image`].
+    pub async fn mend_image(
+        &self,
+        source: ImageSource,
+        progress: impl Fn(BuildStep) + Send + Sync + 'static,
+    ) -> Result<(String, usize), HostError> {
+        self.blocking(move |inner| {
+            let (revision, replaced) = inner.images.mend(&source, &progress)?;
+            Ok((revision.id.to_string(), replaced))
+        })
+        .await
+    }
+
     /// The revision that a build of an image would give, if everything for it is there.
     ///
     /// # Errors

@@ -127,7 +127,7 @@ pub enum Request {
     EndSpares(Option<TenantId>),
     /// End what was started ahead, also for bases, and start nothing ahead any more.
     Close,
-    /// Read everything that is kept of machines' memory and name what is damaged.
+    /// Read what is at rest and name what is damaged.
     Scrub(Vec<AtRest>),
     /// Wait for a VMM to end by itself.
     WaitEnd {
@@ -175,7 +175,7 @@ pub enum Request {
     },
 }
 
-/// Something kept of a machine's memory, by what was committed with it.
+/// Something that machines begin or go on from, by what was committed with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AtRest {
     /// A base, by its id.
@@ -187,6 +187,8 @@ pub enum AtRest {
         /// What was committed with its sleep.
         snapshot: SnapshotInfo,
     },
+    /// A revision of an image.
+    Revision(String),
 }
 
 /// Something that is not what was written.

@@ -1,4 +1,4 @@
-//! Reading what is kept of machines' memory, to find what is damaged before a wake does.
+//! Reading what is at rest, to find what is damaged before a start or a wake does.
 
 use mvm_vmm::Snapshot;
 
@@ -32,6 +32,10 @@ impl Inner {
     fn check(&self, what: &AtRest) -> Result<(), HostError> {
         match what {
             AtRest::Base(id) => self.check_base(id),
+            AtRest::Revision(revision) => {
+                let id = revision.parse().map_err(|_| HostError::NotARevision(revision.clone()))?;
+                Ok(self.images.verify(&id)?)
+            }
             AtRest::Snapshot { instance, snapshot } => {
                 let (folder, own) = (self.paths.snapshot_of(*instance), self.paths.own_of(*instance));
                 let snapshot = Snapshot::at_rest(&folder, &own, &snapshot.digest);

@@ -57,6 +57,17 @@ impl PartCache {
         is_whole.then_some(part)
     }
 
+    /// Reads what a key stands for, and forgets it where it is not what was made any more: it is made anew then, in its place.
+    pub(crate) fn forget_damaged(&self, key: &Digest) -> Result<()> {
+        let _lock = self.lock(key)?;
+        let Some(part) = self.find(key) else { return Ok(()) };
+        if Digest::of_file(&self.path(&part)).is_ok_and(|(found, _)| found == part.digest) {
+            return Ok(());
+        }
+        let entry = self.index.join(key.to_string());
+        fs::remove_file(&entry).at(&entry)
+    }
+
     /// Keeps bytes as what `key` stands for.
     pub(crate) fn keep_bytes(&self, key: &Digest, content: &[u8]) -> Result<Part> {
         let work = self.work.begin()?;

@@ -1,6 +1,7 @@
 //! The store of revisions, and the build that fills it.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
@@ -124,21 +125,51 @@ impl ImageStore {
         self.install(metadata(plan, kernel, initrd, rootfs))
     }
 
+    /// Builds an image as [`build`](Self::build) does, but believes no file that is there already: each is read, and made anew where
+    /// it is not what was built. Gives how many files of the revision were replaced, too.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the recipe, its lock, the archives or the tools.
+    pub fn mend(&self, source: &ImageSource, progress: Progress<'_>) -> Result<(Revision, usize)> {
+        let plan = Plan::load(source)?;
+        let modules = key("modules", BOOT_FORMAT, &(plan.kernel.sha256, WANTED))?;
+        for key in Self::keys(&plan)?.iter().chain([&modules]) {
+            self.cache.forget_damaged(key)?;
+        }
+        let revision = self.build(source, progress)?;
+        let _lock = self.lock()?;
+        let mut replaced = 0;
+        for part in self.metadata(&revision.id)?.parts() {
+            let (file, cached) = (self.part_path(&part), self.cache.path(&part));
+            // Two names of one file, where they are on one file system; that was read already.
+            if !is_same_file(&file, &cached).at(&file)? && Digest::of_file(&file).at(&file)?.0 != part.digest
+            {
+                self.bring(&part)?;
+                replaced += 1;
+            }
+        }
+        sync_folder(&self.root.join("parts"))?;
+        Ok((revision, replaced))
+    }
+
     /// The revision that a build would give, if everything for it is there. Changes nothing.
     ///
     /// # Errors
     /// Whatever is wrong with the recipe or its lock.
     pub fn built(&self, source: &ImageSource) -> Result<Option<RevisionId>> {
         let plan = Plan::load(source)?;
-        let keys = [
+        let found = Self::keys(&plan)?.map(|key| self.cache.find(&key));
+        let [Some(kernel), Some(initrd), Some(rootfs)] = found else { return Ok(None) };
+        Ok(Some(metadata(plan, kernel, initrd, rootfs).id()?))
+    }
+
+    /// The keys of kernel, initrd and root.
+    fn keys(plan: &Plan) -> Result<[Digest; 3]> {
+        Ok([
             key("kernel", BOOT_FORMAT, &plan.kernel.sha256)?,
             key("initrd", BOOT_FORMAT, &(plan.kernel.sha256, guest::digest()))?,
             key("rootfs", rootfs::FORMAT, &plan.root)?,
-        ];
-        let [Some(kernel), Some(initrd), Some(rootfs)] = keys.map(|key| self.cache.find(&key)) else {
-            return Ok(None);
-        };
-        Ok(Some(metadata(plan, kernel, initrd, rootfs).id()?))
+        ])
     }
 
     /// A revision that was built.
@@ -172,9 +203,13 @@ impl ImageStore {
     /// Reads all of a revision's files and compares their digests.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] where one is not what was built.
+    /// [`Error::Corrupt`] where one is not what was built, [`Error::Format`] where its metadata is not.
     pub fn verify(&self, id: &RevisionId) -> Result<()> {
-        for part in self.metadata(id)?.parts() {
+        let metadata = self.metadata(id)?;
+        if metadata.id()? != *id {
+            return Err(malformed(&self.metadata_path(id).display().to_string(), "it is not what was built"));
+        }
+        for part in metadata.parts() {
             let file = self.part_path(&part);
             let (found, _) = Digest::of_file(&file).at(&file)?;
             if found != part.digest {
@@ -227,9 +262,7 @@ impl ImageStore {
 
     /// The kernel and the initrd.
     fn boot_parts(&self, plan: &Plan, progress: Progress<'_>) -> Result<(Part, Part)> {
-        let package = plan.kernel.sha256;
-        let initrd_key = key("initrd", BOOT_FORMAT, &(package, guest::digest()))?;
-        let kernel_key = key("kernel", BOOT_FORMAT, &package)?;
+        let [kernel_key, initrd_key, _] = Self::keys(plan)?;
         if let (Some(kernel), Some(initrd)) = (self.cache.find(&kernel_key), self.cache.find(&initrd_key)) {
             return Ok((kernel, initrd));
         }
@@ -266,7 +299,7 @@ impl ImageStore {
     }
 
     fn rootfs(&self, plan: &Plan, progress: Progress<'_>) -> Result<Part> {
-        let key = key("rootfs", rootfs::FORMAT, &plan.root)?;
+        let [_, _, key] = Self::keys(plan)?;
         if let Some(part) = self.cache.find(&key) {
             return Ok(part);
         }
@@ -294,26 +327,26 @@ impl ImageStore {
                 self.bring(&part)?;
             }
         }
-        if !self.metadata_path(&id).exists() {
+        if self.metadata(&id).ok().as_ref() != Some(&metadata) {
             sync_folder(&self.root.join("parts"))?;
             write_json(&self.metadata_path(&id), &metadata)?;
         }
         Ok(self.describe(id, metadata))
     }
 
-    /// Links a part from the cache, or copies it where that is on another file system.
+    /// Links a part from the cache, or copies it where that is on another file system. One that is there is replaced in one step:
+    /// machines may start meanwhile.
     fn bring(&self, part: &Part) -> Result<()> {
         let (from, to) = (self.cache.path(part), self.part_path(part));
-        remove_if_there(&to)?;
-        if fs::hard_link(&from, &to).is_ok() {
-            return Ok(());
+        let new = to.with_extension("new");
+        remove_if_there(&new)?;
+        if fs::hard_link(&from, &new).is_err() {
+            fs::copy(&from, &new).at(&from)?;
+            fs::File::open(&new).and_then(|copy| copy.sync_all()).at(&new)?;
         }
-        let folder = self.root.join("parts");
-        let copy = tempfile::Builder::new().prefix(".copy").tempfile_in(&folder).at(&folder)?;
-        fs::copy(&from, copy.path()).at(&from)?;
-        copy.as_file().sync_all().at(&to)?;
-        copy.persist(&to).map_err(|e| e.error).at(&to)?;
-        Ok(())
+        fs::rename(&new, &to).at(&to)?;
+        // Still there where both were names of one file.
+        remove_if_there(&new)
     }
 
     fn describe(&self, id: RevisionId, metadata: Metadata) -> Revision {
@@ -407,6 +440,11 @@ fn read_kernel_package(package: &LockedPackage, files: &[PathBuf]) -> Result<(Ve
         }
     }
     Ok((bzimage.ok_or_else(no_kernel)?, modules))
+}
+
+fn is_same_file(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (fs::metadata(one)?, fs::metadata(other)?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,6 +21,14 @@ fn build(root: &Path, cache: &Path, source: &ImageSource) -> Revision {
 
 fn minimal() -> ImageSource {
     ImageSource::BuiltIn("minimal".to_owned())
+}
+
+/// Flips a bit of a file, as a disk does it that rots.
+fn rot(path: &Path) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let (at, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
 }
 
 /// The shared cache's packages in a cache of its own, which has no parts yet.
@@ -172,4 +180,40 @@ fn removing_a_revision_leaves_what_others_need() {
     assert!(matches!(store.verify(&other.id), Err(Error::Corrupt { file, .. }) if file == other.initrd));
     store.remove(&other.id).unwrap();
     assert_eq!(fs::read_dir(root.join("parts")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_build_makes_anew_what_is_damaged_if_it_is_to_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, cache) = (folder.path().join("store"), packages_only(folder.path()));
+    let built = build(&root, &cache, &minimal());
+    let store = ImageStore::open(&root, &cache).unwrap();
+    let mend = || store.mend(&minimal(), &|_| ()).unwrap();
+    assert_eq!(mend(), (built.clone(), 0));
+
+    // In the store and in the cache, where it is the same file.
+    for file in [&built.rootfs, &built.initrd, &built.kernel] {
+        rot(file);
+        assert!(matches!(store.verify(&built.id), Err(Error::Corrupt { file: found, .. }) if found == *file));
+        build(&root, &cache, &minimal());
+        assert!(store.verify(&built.id).is_err(), "only its size is looked at");
+        assert_eq!(mend(), (built.clone(), 1));
+        store.verify(&built.id).unwrap();
+    }
+
+    // In the store alone.
+    let copy = root.join("copy");
+    fs::copy(&built.rootfs, &copy).unwrap();
+    rot(&copy);
+    fs::rename(&copy, &built.rootfs).unwrap();
+    assert_eq!(mend(), (built.clone(), 1));
+    store.verify(&built.id).unwrap();
+    assert_eq!(fs::read_dir(root.join("parts")).unwrap().count(), 3);
+
+    let metadata = root.join("revisions").join(format!("{}.json", built.id));
+    let changed = fs::read_to_string(&metadata).unwrap().replace("minimal", "another");
+    fs::write(&metadata, changed).unwrap();
+    assert!(store.verify(&built.id).is_err());
+    assert_eq!(mend().0, built);
+    store.verify(&built.id).unwrap();
 }

@@ -11,11 +11,11 @@ use mvm_protocol::api::{ApiError, Collected, DeployEvent, ErrorCode, RolledBack}
 
 use crate::agent::Agent;
 use crate::bases::{self, Ensured, Look};
-use crate::deploy::{Events, build_image};
+use crate::deploy::{Events, mend_image};
 use crate::spares;
 use crate::store::{self, Audit, PoolRow};
 
-/// Builds a pool's image anew, and the base of its machines. The last event is `Done` or `Failed`.
+/// Builds a pool's image anew, or what is damaged of it, and the base of its machines. The last event is `Done` or `Failed`.
 pub async fn build(agent: Arc<Agent>, tenant: TenantId, pool: PoolId, events: Events) {
     let last = match try_build(&agent, &tenant, &pool, &events).await {
         Ok(changes) => DeployEvent::Done { changes },
@@ -35,7 +35,12 @@ async fn try_build(
     {
         let _changing = agent.changing.lock().await;
         let mut row = agent.pool(tenant, pool).await?;
-        let revision = build_image(agent, &row.spec.image, events).await.map_err(failed)?;
+        let (revision, replaced) = mend_image(agent, &row.spec.image, events).await.map_err(failed)?;
+        if replaced > 0 {
+            let how = format!("{replaced} damaged files of revision {revision} are made anew");
+            events.send(DeployEvent::Changed { what: what.clone(), how });
+            changes += 1;
+        }
         if row.revision != revision {
             row.revision = revision;
             let detail = format!("revision {}", row.revision);
@@ -133,7 +138,7 @@ fn kept_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>
 }
 
 /// The revisions that some pool, base, machine or snapshot of this node has now.
-fn used_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
+pub fn used_revisions(tx: &rusqlite::Transaction<'_>) -> store::Sql<BTreeSet<String>> {
     let mut needed: BTreeSet<String> =
         store::pools(tx, None)?.into_iter().map(|pool| pool.revision).collect();
     needed.extend(store::bases(tx, None)?.into_iter().map(|base| base.revision));

@@ -8,7 +8,8 @@ use mvm_protocol::api::{ApiError, Damaged, ErrorCode, ScrubReport};
 
 use crate::agent::{Agent, AgentError};
 use crate::bases::{self, Look};
-use crate::store::{self, BaseRow};
+use crate::pools;
+use crate::store::{self, BaseRow, InstanceRow};
 
 /// Reads all of it. Of a base that is damaged another is made, where its pool needs one.
 ///
@@ -23,6 +24,7 @@ pub async fn scrub(agent: &Arc<Agent>) -> Result<ScrubReport, ApiError> {
         let told = match what {
             AtRest::Base(id) => of_base(agent, id).await?,
             AtRest::Snapshot { instance, snapshot } => of_snapshot(agent, instance, &snapshot),
+            AtRest::Revision(revision) => of_revision(agent, revision).await?,
         };
         damaged.extend(told.map(|(what, follows)| Damaged { what, detail: format!("{detail}; {follows}") }));
     }
@@ -30,12 +32,14 @@ pub async fn scrub(agent: &Arc<Agent>) -> Result<ScrubReport, ApiError> {
 }
 
 async fn at_rest(agent: &Agent) -> Result<Vec<AtRest>, AgentError> {
-    let bases = agent.store.read(|tx| store::bases(tx, None)).await?;
+    let kept = agent.store.read(|tx| Ok((store::bases(tx, None)?, pools::used_revisions(tx)?)));
+    let (bases, revisions) = kept.await?;
     let asleep = agent.machines(|machine| machine.view().row.snapshot.is_some());
     let snapshots = asleep.iter().filter_map(|machine| {
         Some(AtRest::Snapshot { instance: machine.id, snapshot: machine.view().row.snapshot? })
     });
-    Ok(bases.into_iter().map(|base| AtRest::Base(base.id)).chain(snapshots).collect())
+    let bases = bases.into_iter().map(|base| AtRest::Base(base.id));
+    Ok(revisions.into_iter().map(AtRest::Revision).chain(bases).chain(snapshots).collect())
 }
 
 /// What it is, and what follows from its damage; nothing where it went while it was read.
@@ -73,4 +77,32 @@ fn of_snapshot(agent: &Agent, instance: InstanceId, snapshot: &SnapshotInfo) -> 
     // Woken or destroyed while it was read.
     row.snapshot.as_ref().filter(|now| now.digest == snapshot.digest)?;
     Some((row.address(), "it will start cold, without its memory".to_owned()))
+}
+
+async fn of_revision(agent: &Agent, revision: String) -> Result<Told, AgentError> {
+    let id = revision.clone();
+    let kept = agent.store.read(move |tx| {
+        let is_used = pools::used_revisions(tx)?.contains(&id);
+        let of_pools = store::pools(tx, None)?.into_iter().filter(|pool| pool.revision == id);
+        Ok((is_used, of_pools.map(|pool| format!("{}/{}", pool.tenant, pool.spec.id)).collect::<Vec<_>>()))
+    });
+    let (is_used, of_pools) = kept.await?;
+    if !is_used {
+        return Ok(None);
+    }
+    let has_it = |row: InstanceRow| row.launched.is_some_and(|launched| launched.revision == revision);
+    let machines = agent.machines(|machine| has_it(machine.view().row));
+    let machines: Vec<String> = machines.iter().map(|machine| machine.view().row.address()).collect();
+    let follows = match of_pools.first() {
+        // What a machine that runs has open stays what it is.
+        Some(pool) => {
+            format!("`mvm pool build {pool}` makes its files anew; stop and start machines that run on it")
+        }
+        None if machines.is_empty() => "no pool has it any more, and no machine".to_owned(),
+        None => format!(
+            "no pool has it any more: stop and start {}, for the revision that their pool has",
+            machines.join(", ")
+        ),
+    };
+    Ok(Some((format!("revision {revision}"), follows)))
 }

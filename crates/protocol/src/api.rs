@@ -275,17 +275,17 @@ pub struct Collected {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ScrubReport {
-    /// How many bases and snapshots were read.
+    /// How many revisions of images, bases and snapshots were read.
     pub checked: usize,
     /// Those that are not what was written.
     pub damaged: Vec<Damaged>,
 }
 
-/// Something kept of a machine's memory that is not what was written.
+/// Something at rest that is not what was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Damaged {
-    /// What: `base 0123…`, or an instance's address.
+    /// What: `revision 0123…`, `base 0123…`, or the address of an instance, whose snapshot it is.
     pub what: String,
     /// What is wrong with it, and what follows.
     pub detail: String,

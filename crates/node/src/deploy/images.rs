@@ -63,12 +63,17 @@ async fn look(agent: &Agent, image: &str, events: &Events) -> Result<Option<Stri
 
 /// Builds an image as a pool names it, where that was not done yet; gives its revision.
 pub async fn build_image(agent: &Agent, image: &str, events: &Events) -> Result<String, HostError> {
-    let what = format!("image {image}");
-    let progress = {
-        let events = events.clone();
-        move |step: BuildStep| tell(&events, &what, &step)
-    };
-    agent.hands.build_image(source(image), progress).await
+    agent.hands.build_image(source(image), telling(image, events)).await
+}
+
+/// The same, and makes anew what is damaged of what was built before; gives how many of its files that were, too.
+pub async fn mend_image(agent: &Agent, image: &str, events: &Events) -> Result<(String, usize), HostError> {
+    agent.hands.mend_image(source(image), telling(image, events)).await
+}
+
+fn telling(image: &str, events: &Events) -> impl Fn(BuildStep) + Send + Sync + 'static {
+    let (what, events) = (format!("image {image}"), events.clone());
+    move |step| tell(&events, &what, &step)
 }
 
 fn source(image: &str) -> ImageSource {

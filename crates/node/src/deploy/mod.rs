@@ -25,7 +25,7 @@ mod set_secrets;
 mod wish;
 
 pub use begin::refresh;
-pub use images::build_image;
+pub use images::mend_image;
 pub use set_secrets::set_secrets;
 pub use wish::{Request, deployment};
 
