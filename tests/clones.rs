@@ -17,6 +17,9 @@ mod cycles;
 #[path = "clones/damage.rs"]
 mod damage;
 
+#[path = "clones/engine.rs"]
+mod engine;
+
 #[path = "clones/full_disk.rs"]
 mod full_disk;
 

@@ -22,12 +22,6 @@ pub enum HostError {
         /// What is wrong.
         source: std::io::Error,
     },
-    /// QEMU was upgraded under a running agent.
-    #[error(
-        "{path} was replaced since the agent started: restart the agent (`mvm agent stop`; machines run on), so that it \
-         takes the new one", path = .0.display()
-    )]
-    EngineReplaced(PathBuf),
     /// A revision's name that is none.
     #[error("`{0}` is not a revision")]
     NotARevision(String),

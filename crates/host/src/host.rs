@@ -55,6 +55,8 @@ pub enum HostEvent {
         /// Its pool.
         pool: PoolId,
     },
+    /// QEMU is another than it was: bases do not fit it.
+    EngineReplaced,
 }
 
 /// The hands of one agent. Clones are the same hands.
@@ -128,7 +130,7 @@ impl Host {
             networks: Networks::open(tag.clone())?,
             tenants: TenantLocks::default(),
             images: ImageStore::open(&images, &cache_folder(&images))?,
-            engines: Engines::detect(paths.engine()).await?,
+            engines: Engines::detect(paths.engine()).await?.telling(sender.clone()),
             running: Mutex::default(),
             paths,
             tag,

@@ -8,8 +8,8 @@ use mvm_kill_point::{KillPoint, reached};
 use mvm_model::{InstanceId, SnapshotCompression};
 use mvm_network::PortSpec;
 use mvm_vmm::{
-    BlockDevice, Ended, Engine, Exit, FlatCheck, Machine, MachineSpec, MemoryBase, ProcessIdentity,
-    QemuEngine, Restore, SnapshotFacts, SnapshotInfo, SnapshotOptions, Start, kill_process,
+    BlockDevice, Ended, Engine, Exit, FlatCheck, Machine, MemoryBase, ProcessIdentity, QemuEngine, Restore,
+    SnapshotFacts, SnapshotInfo, SnapshotOptions, Start, kill_process,
 };
 use tokio::task::JoinHandle;
 
@@ -134,7 +134,7 @@ impl Host {
         let opening = launched.clone();
         let restore = self.blocking(move |inner| inner.open(&wanted, &opening)).await?;
         if restore.is_some()
-            && let Some(spare) = self.fitting_spare(&launch, &launched.spec)
+            && let Some(spare) = self.fitting_spare(&launch, &launched)
         {
             match self.assign(spare, &mut launched, instance).await {
                 Ok((machine, number)) => {
@@ -145,7 +145,7 @@ impl Host {
                 Err(error) => tracing::warn!(%instance, %error, "a spare could not be used"),
             }
         }
-        let machine = self.launch_on_demand(engine, instance, &launched, restore.is_some()).await;
+        let machine = self.launch_on_demand(&engine, instance, &launched, restore.is_some()).await;
         match machine {
             Ok(machine) => {
                 let running = Running::new(machine, None);
@@ -174,10 +174,11 @@ impl Host {
         Ok(engine.launch(&launched.spec, Some(tap), start).await?)
     }
 
-    fn fitting_spare(&self, launch: &Launch, spec: &MachineSpec) -> Option<Spare> {
+    fn fitting_spare(&self, launch: &Launch, Launched { spec, shape, .. }: &Launched) -> Option<Spare> {
         let MemoryBase::Shared { id, .. } = &spec.memory else { return None };
         let fit = Fit {
             base: id.clone(),
+            engine: shape.engine.sha256.clone(),
             revision: launch.revision.clone(),
             vcpus: spec.vcpus,
             mem_mib: spec.mem_mib,
@@ -382,7 +383,7 @@ impl Host {
         let _number = self.inner.reserved.take(instance);
         detached?;
         let Some(launched) = launched else { return Ok(()) };
-        let engine = self.inner.engines.engine(&launched.spec.kernel).await?.clone();
+        let engine = self.inner.engines.engine(&launched.spec.kernel).await?;
         self.blocking(move |_| Ok(engine.clear(&launched.spec)?)).await
     }
 

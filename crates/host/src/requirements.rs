@@ -22,7 +22,7 @@ pub async fn requirements(config: &HostConfig) -> Vec<Requirement> {
     let mut found = Vec::new();
     let engines = match Engines::detect(paths.engine()).await {
         Ok(engines) => {
-            found.push(vmm::engine(Ok(engines.detection())));
+            found.push(vmm::engine(Ok(&engines.detection())));
             Some(engines)
         }
         Err(HostError::Vmm(error)) => {
@@ -55,7 +55,7 @@ pub async fn requirements(config: &HostConfig) -> Vec<Requirement> {
 /// How machines run: as an agent found in this boot, else by a test boot.
 async fn acceleration(engines: &Engines, paths: &Paths) -> (Requirement, Option<mvm_vmm::Accel>) {
     let probe = match (engines.probe(), kernel(paths)) {
-        (Some(probe), _) => probe.clone(),
+        (Some(probe), _) => probe,
         (None, None) if Path::new("/dev/kvm").exists() => {
             let why = "/dev/kvm is there; the first start of a machine shows whether machines run on it";
             return (Requirement::unknown(KVM, why), None);

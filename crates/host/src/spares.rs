@@ -54,6 +54,8 @@ pub(crate) struct Spare {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fit {
     pub(crate) base: String,
+    /// SHA-256 of its binary: one from before QEMU was replaced is of no use.
+    pub(crate) engine: String,
     pub(crate) revision: String,
     pub(crate) vcpus: u32,
     pub(crate) mem_mib: u32,
@@ -61,9 +63,10 @@ pub(crate) struct Fit {
 }
 
 impl Fit {
-    fn of(order: &SpareOrder) -> Self {
+    fn of(order: &SpareOrder, engine: String) -> Self {
         Self {
             base: order.base.clone(),
+            engine,
             revision: order.revision.clone(),
             vcpus: order.resources.vcpus,
             mem_mib: order.resources.mem_mib,
@@ -100,7 +103,7 @@ impl Host {
     /// Starts and ends spares until the pool has those that are ordered. Gives how many wait.
     pub(crate) async fn keep_spares(&self, order: SpareOrder) -> Result<u32, HostError> {
         let _one_at_a_time = self.inner.spares.keeping.lock().await;
-        let wanted = Fit::of(&order);
+        let wanted = Fit::of(&order, self.inner.engines.sha256().await?);
         let count = usize::try_from(order.count).unwrap_or(usize::MAX);
         let unwanted: Vec<Spare> = {
             let mut kept = 0;
@@ -156,6 +159,7 @@ impl Host {
             })
             .await?;
         let engine = self.inner.engines.current(&spec.kernel).await?;
+        let fit = Fit { engine: engine.detection().sha256.clone(), ..fit };
         let network = order.network;
         let device = self.blocking(move |inner| Ok(inner.networks.open_waiting_tap(&network, tap)?)).await?;
         let start = Start::Spare { data_bytes: fit.data_bytes };

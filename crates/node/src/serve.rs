@@ -70,6 +70,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
                         }
                     }
                     HostEvent::SpareEnded { tenant, pool } => spares::keep_soon(&agent, (tenant, pool)),
+                    HostEvent::EngineReplaced => drop(tokio::spawn(look_after_bases(Arc::clone(&agent)))),
                 }
             }
         })

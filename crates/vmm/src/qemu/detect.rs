@@ -84,14 +84,19 @@ impl Detection {
         let no_binary = |reason: String| Error::NoBinary { binary: binary.to_owned(), reason };
         let stamp = FileStamp::of(binary).map_err(|error| no_binary(error.to_string()))?;
         let boot_id = boot_id()?;
-        if let Some(known) = known
-            && known.binary == binary
-            && (&known.stamp, &known.boot_id) == (&stamp, &boot_id)
-        {
-            return Ok(known);
+        let known = known.filter(|known| known.binary == binary && known.boot_id == boot_id);
+        if let Some(known) = known.as_ref().filter(|known| known.stamp == stamp) {
+            return Ok(known.clone());
         }
         let path = binary.to_owned();
-        let measured = blocking(move || Ok((hash(&path)?, shape::host_cpu()?, shape::measure_tsc_khz()?)));
+        let measured = blocking(move || {
+            // The processor stays what it is for as long as the host runs.
+            let (host_cpu, tsc_khz) = match known {
+                Some(known) => (known.host_cpu, known.tsc_khz),
+                None => (shape::host_cpu()?, shape::measure_tsc_khz()?),
+            };
+            Ok((hash(&path)?, host_cpu, tsc_khz))
+        });
         let (version, measured) = tokio::join!(examine(binary), measured);
         let (sha256, host_cpu, tsc_khz) = measured?;
         Ok(Self { binary: binary.to_owned(), version: version?, sha256, host_cpu, tsc_khz, stamp, boot_id })
