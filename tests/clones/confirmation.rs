@@ -4,32 +4,32 @@ use std::time::{Duration, Instant};
 
 use mvm_harness::{Lab, Value, assert_tidy, forms, fresh, has_in_memory};
 
-use crate::workers::{POOL, Workers, ask, own_image};
+use crate::workers::{POOL, Workers, ask, bases, own_image};
 
-/// Left in the base: sends frames without end, and holds a machine that learned the time, and so is becoming someone,
-/// at the writing of its host name for some seconds.
+/// Left in the base: takes the link up and sends frames without end as soon as it sees that the machine learned the time, and so
+/// is becoming someone, and holds it at the writing of its host name for some seconds.
 const HOLDS: &str = r#"
 import os, socket, time
 link = next(name for name in os.listdir("/sys/class/net") if os.path.exists(f"/sys/class/net/{name}/device"))
 os.mkfifo("/run/hold")
 assert os.system("mount -o bind /run/hold /etc/hostname") == 0
-os.system(f"ip link set {link} up")
-wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-wire.bind((link, 0))
 if os.fork():
     os._exit(0)
 os.setsid()
 behind = time.time() - time.monotonic()
-until = None
+while abs(time.time() - time.monotonic() - behind) < 0.01:
+    time.sleep(0.02)
+until = time.monotonic() + 8
+os.system(f"ip link set {link} up")
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind((link, 0))
 while True:
     try:
         wire.send(b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + b"left in the base".ljust(46, b"\0"))
     except OSError:
         pass
     time.sleep(0.02)
-    if until is None and abs(time.time() - time.monotonic() - behind) > 0.01:
-        until = time.monotonic() + 8
-    if until is not None and until < time.monotonic():
+    if until < time.monotonic():
         os.close(os.open("/run/hold", os.O_RDONLY))
         until = time.monotonic() + 3600
 "#;
@@ -105,6 +105,27 @@ fn a_clone_has_no_secrets_no_link_and_does_not_run_until_it_confirmed_who_it_is(
     assert_eq!(info["pid"], vmm, "it is the one that was looked at");
     assert!(has_in_memory(&lab, vmm, &forms(&secret)), "confirmed, it has its secret");
     lab.wait_for("and its link", || frames(&lab, &info) > 0);
+}
+
+/// A link that is up, and a socket that would be the same in all clones.
+const CONNECTS: &str = r#"
+import os, socket, time
+link = next(name for name in os.listdir("/sys/class/net") if os.path.exists(f"/sys/class/net/{name}/device"))
+assert os.system(f"ip link set {link} up") == 0
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+if os.fork():
+    os._exit(0)
+time.sleep(3600)
+"#;
+
+#[test]
+fn no_base_is_made_of_a_machine_whose_prewarm_leaves_it_connected() {
+    let lab = Lab::new();
+    lab.deploy(&manifest(&lab, CONNECTS, &fresh()));
+    assert_eq!(lab.info(POOL)["last_start"]["how"], "cold boot");
+    let said = lab.mvm_fails(&["pool", "build", POOL]);
+    assert!(said.contains(" is up") && said.contains("has a network socket open"), "{said}");
+    assert_eq!((lab.events("alice", "BaseMade").len(), bases(&lab).len()), (0, 0));
 }
 
 #[test]

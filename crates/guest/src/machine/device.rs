@@ -15,6 +15,7 @@ use mvm_protocol::SecretBytes;
 use mvm_protocol::control::{Clock, Identity};
 use serde_json::{Value, json};
 
+use super::base::BaseCheck;
 use super::{clock, data, identity, network, places};
 use crate::console::say;
 use crate::error::{Doing as _, Result};
@@ -132,6 +133,14 @@ impl Devices {
             Self::Native(native) => native.ahead.load(Ordering::Relaxed),
         };
         clock::now_nanos().saturating_add_signed(ahead) / clock::NANOS
+    }
+
+    /// Whether the machine may become a base, to be asked after its prewarm; there is nothing to look at where there is none.
+    pub(super) fn base_check(&self) -> Result<Option<BaseCheck>> {
+        match self {
+            Self::Machine { .. } => BaseCheck::begin().map(Some),
+            Self::Native(_) => Ok(None),
+        }
     }
 
     /// Takes an identity: names, data disk, addresses.

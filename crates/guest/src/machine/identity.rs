@@ -66,6 +66,16 @@ pub(super) fn apply(new: &Identity, old: Option<&Identity>) -> Result<()> {
 /// The files that say who the machine is.
 const FILES: [&str; 4] = ["/etc/hostname", "/etc/machine-id", "/etc/hosts", "/etc/resolv.conf"];
 
+/// Whether the machine has an id already.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn has_machine_id() -> Result<bool> {
+    let [_, path, ..] = FILES;
+    let text = fs::read(path).doing(format_args!("reading {path}"))?;
+    Ok(!text.trim_ascii().is_empty())
+}
+
 /// What they say.
 fn texts(identity: &Identity) -> [String; 4] {
     let Identity { hostname, machine_id, ip, gateway, .. } = identity;

@@ -1,5 +1,6 @@
 //! The machine: who it is, what it was given, what it runs.
 
+mod base;
 mod clock;
 mod data;
 pub mod device;
@@ -105,7 +106,8 @@ impl Machine {
         (person.generation, person.identity.as_ref().map(|identity| identity.instance_id))
     }
 
-    /// Runs the image's prewarm, where it has one and it was not done; the inner error says why it failed.
+    /// Runs the image's prewarm, where it has one and it was not done, and looks whether the machine may become a base; the inner
+    /// error says why not.
     ///
     /// # Errors
     /// The machine is somebody's already, or the prewarm runs.
@@ -118,10 +120,9 @@ impl Machine {
             }
             self.prewarming.begin()?
         };
-        match (turn, &self.services.prewarm) {
-            (Some(turn), Some(prewarm)) => Ok(turn.run(prewarm, &self.services.users, &self.children).await),
-            _ => Ok(Ok(())),
-        }
+        let Some(turn) = turn else { return Ok(Ok(())) };
+        let ServicesFile { prewarm, users, .. } = &self.services;
+        Ok(turn.run(prewarm.as_ref(), users, &self.children, self.devices.base_check()?).await)
     }
 
     /// Becomes a machine, or the same one at another time. May block.

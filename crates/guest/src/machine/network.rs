@@ -21,6 +21,21 @@ fn name() -> Result<String> {
     names.next().ok_or_else(|| Failure::new("finding the network interface", "the machine has none"))
 }
 
+/// The interfaces that are up, but for lo.
+///
+/// # Errors
+/// The kernel does not say.
+pub(super) fn up() -> Result<Vec<String>> {
+    const IFF_UP: u32 = 1;
+    let entries = fs::read_dir(INTERFACES).doing("listing network interfaces")?;
+    let is_up = |path: &Path| {
+        let flags = fs::read_to_string(path.join("flags")).unwrap_or_default();
+        u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).is_ok_and(|flags| flags & IFF_UP != 0)
+    };
+    let up = entries.flatten().filter(|entry| entry.file_name() != "lo" && is_up(&entry.path()));
+    Ok(up.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
 /// Looks up the interface and makes it quiet, which can be done before the machine is anyone's.
 ///
 /// # Errors

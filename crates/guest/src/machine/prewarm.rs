@@ -1,7 +1,5 @@
 //! The image's prewarm: a command that runs in the machine from which others are cloned, before it is anyone's.
 
-use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +8,7 @@ use rustix::process::Signal;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
+use super::base::BaseCheck;
 use crate::error::{Doing as _, Failure, Result};
 use crate::lock;
 use crate::services::account::Account;
@@ -86,35 +85,25 @@ impl Prewarming {
 }
 
 impl Turn<'_> {
-    /// Runs it to its end. Whatever was started is killed, but what may stay after a success.
+    /// Runs it to its end, where there is one. Whatever was started is killed, but what may stay after a success; that is one
+    /// only where the machine is then as a base has to be.
     ///
     /// # Errors
-    /// Why it failed, with the end of its output.
+    /// Why it failed, with the end of its output, or what it left.
     pub(super) async fn run(
         self,
-        prewarm: &Prewarm,
+        prewarm: Option<&Prewarm>,
         users: &[ServiceUser],
         children: &Arc<Children>,
+        check: Option<BaseCheck>,
     ) -> Result<()> {
-        let group = ControlGroup::create(NAME)?;
-        let (mut child, output) = start(prewarm, users, children, &group)?;
-        let log = Arc::new(Mutex::new(RotatingLog::of(NAME, tokio::sync::watch::Sender::new(()))?));
-        let keeping = tokio::spawn(output::keep(output, Arc::clone(&log)));
-        let time = Duration::from_secs(prewarm.timeout_seconds.into());
-        let ending = match timeout(time, child.wait()).await {
-            Ok(Exit::Code(0)) => {
-                *lock(&self.0.0) = State::Done(settle(group, prewarm.reseed_signal).await?);
-                return Ok(());
-            }
-            Ok(exit) => exit.to_string(),
-            Err(_) => format!("did not end within {} s", time.as_secs()),
+        let remains = match prewarm {
+            Some(prewarm) => carry_out(prewarm, users, children).await?,
+            None => None,
         };
-        group.end().await?;
-        // Nobody is left who could write more.
-        let _ = timeout(LAST_OUTPUT, keeping).await;
-        let output = lock(&log).last_lines(EXPLAINING_LINES);
-        let reason = format!("{} {ending}; the end of its output:\n{output}", prewarm.command.join(" "));
-        Err(Failure::new("prewarming", reason))
+        check.map_or(Ok(()), BaseCheck::end)?;
+        *lock(&self.0.0) = State::Done(remains);
+        Ok(())
     }
 }
 
@@ -125,6 +114,29 @@ impl Drop for Turn<'_> {
             *state = State::NotDone;
         }
     }
+}
+
+async fn carry_out(
+    prewarm: &Prewarm,
+    users: &[ServiceUser],
+    children: &Arc<Children>,
+) -> Result<Option<Remains>> {
+    let group = ControlGroup::create(NAME)?;
+    let (mut child, output) = start(prewarm, users, children, &group)?;
+    let log = Arc::new(Mutex::new(RotatingLog::of(NAME, tokio::sync::watch::Sender::new(()))?));
+    let keeping = tokio::spawn(output::keep(output, Arc::clone(&log)));
+    let time = Duration::from_secs(prewarm.timeout_seconds.into());
+    let ending = match timeout(time, child.wait()).await {
+        Ok(Exit::Code(0)) => return settle(group, prewarm.reseed_signal).await,
+        Ok(exit) => exit.to_string(),
+        Err(_) => format!("did not end within {} s", time.as_secs()),
+    };
+    group.end().await?;
+    // Nobody is left who could write more.
+    let _ = timeout(LAST_OUTPUT, keeping).await;
+    let output = lock(&log).last_lines(EXPLAINING_LINES);
+    let reason = format!("{} {ending}; the end of its output:\n{output}", prewarm.command.join(" "));
+    Err(Failure::new("prewarming", reason))
 }
 
 fn start(
@@ -146,16 +158,7 @@ async fn settle(group: ControlGroup, signal: Option<ReseedSignal>) -> Result<Opt
     if group.members()?.is_empty() {
         return group.end().await.map(|()| None);
     }
-    match open_sockets()? {
-        0 => Ok(Some(Remains { group, signal })),
-        count => Err(Failure::new(
-            "prewarming",
-            format_args!(
-                "the processes that it left running have {count} network sockets open, which every machine \
-                 would share: open them on the reseed signal"
-            ),
-        )),
-    }
+    Ok(Some(Remains { group, signal }))
 }
 
 fn number(signal: ReseedSignal) -> Signal {
@@ -165,21 +168,6 @@ fn number(signal: ReseedSignal) -> Signal {
         ReseedSignal::Usr2 => Signal::USR2,
         ReseedSignal::Winch => Signal::WINCH,
     }
-}
-
-/// The machine's IP sockets. Nothing else runs in it, so they are the prewarm's.
-fn open_sockets() -> Result<usize> {
-    let kinds = ["tcp", "tcp6", "udp", "udp6", "raw", "raw6"].map(|kind| format!("/proc/net/{kind}"));
-    kinds.iter().filter(|path| Path::new(path).exists()).try_fold(0, |count, path| {
-        let table = fs::read_to_string(path).doing(format_args!("reading {path}"))?;
-        Ok(count + sockets(&table))
-    })
-}
-
-/// The sockets of a table of /proc/net that a process has: others, as closed connections, have no inode.
-fn sockets(table: &str) -> usize {
-    let inode = |line: &str| line.split_ascii_whitespace().nth(9).is_some_and(|inode| inode != "0");
-    table.lines().skip(1).filter(|line| inode(line)).count()
 }
 
 #[cfg(test)]
@@ -196,13 +184,5 @@ mod tests {
         *lock(&prewarming.0) = State::Done(None);
         assert!(prewarming.begin().unwrap().is_none());
         assert!(prewarming.require_rest("personalizing").is_ok() && prewarming.signal_remains().is_ok());
-    }
-
-    #[test]
-    fn sockets_are_those_that_somebody_has() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-            0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1234 1 0 100 0\n\
-            1: 0100007F:1F90 0100007F:8000 06 00000000:00000000 03:00001771 00000000     0        0 0 3 0\n";
-        assert_eq!((sockets(table), sockets("")), (1, 0));
     }
 }

@@ -31,8 +31,7 @@ const MODULES: [&str; 12] = [
     "overlay",
 ];
 
-const APPLETS: &str =
-    "arp cat date dd echo grep hostname httpd id ip kill ls pidof ps setsid sh sleep stat true nc wc";
+const APPLETS: &str = "arp cat date dd echo grep hostname httpd id ip kill ls mkdir mount nc pidof ps setsid sh sleep stat syslogd true umount wc";
 
 impl Image {
     /// Makes an image with these services, or says what this computer lacks for it.

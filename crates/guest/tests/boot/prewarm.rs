@@ -109,15 +109,40 @@ async fn one_that_fails_says_why_and_leaves_nothing_running() {
     assert_eq!(sleepers(&session, 4244).await, "0");
 }
 
+/// What a prewarm does, what it is refused for, and what takes that back.
+const REFUSED: [(&str, &str, &str); 6] = [
+    ("httpd -f -p 127.0.0.1:8081 & sleep 1", "(httpd) has a network socket open", ""),
+    (
+        "ip link set $(ls /sys/class/net | grep -v lo) up",
+        " is up",
+        "ip link set $(ls /sys/class/net | grep -v lo) down",
+    ),
+    ("echo 0123456789abcdef > /etc/machine-id", "/etc/machine-id is not empty", "> /etc/machine-id"),
+    ("dd if=/dev/vdb of=/dev/null bs=4k count=1", "the data disk /dev/vdb was read or written", ""),
+    ("sleep 4246 < /dev/vdb & sleep 1", "(sleep) has the data disk /dev/vdb open", ""),
+    ("mkdir /tmp/d; mount -t ext4 /dev/vdb /tmp/d", "the data disk /dev/vdb is mounted", "umount /tmp/d"),
+];
+
 #[tokio::test]
-async fn one_that_leaves_a_network_socket_open_fails() {
-    let mut wanted = script("httpd -f -p 127.0.0.1:8081 & sleep 1");
+async fn one_that_leaves_what_every_machine_would_share_fails() {
+    // It does what the file says that is there when it runs.
+    let mut wanted = script(". /tmp/does");
     wanted["reseed_signal"] = "SIGHUP".into();
     let vm = start!(&services(&wanted));
     let session = vm.session().await;
-    let (success, detail) = prewarm(&session).await;
-    assert!(!success && detail.contains("1 network socket"), "{detail}");
-    assert_eq!(session.sh("ps -o comm | grep -c '^httpd'").await.0, "0");
+    for (does, refused, back) in REFUSED {
+        session.sh(&format!("cat > /tmp/does << 'END'\n{does}\nEND")).await;
+        let (success, detail) = prewarm(&session).await;
+        assert!(!success && detail.contains(refused), "{does}: {success} {detail}");
+        assert!(!detail.contains("; "), "{does} is all that it is refused for: {detail}");
+        session.sh(&format!("while ps -o comm | grep '^httpd'; do sleep 0.1; done; {back}")).await;
+    }
+    // Local sockets lead nowhere else.
+    session
+        .sh("echo 'syslogd -n -O /tmp/log & while [ ! -S /dev/log ]; do sleep 0.1; done' > /tmp/does")
+        .await;
+    assert_eq!(prewarm(&session).await, DONE);
+    assert_eq!(session.sh("ps -o comm | grep -c '^syslogd'").await.0, "1");
 }
 
 #[tokio::test]
