@@ -1,10 +1,12 @@
 //! What an agent can ask of its host.
 
+mod launch;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mvm_model::{HostName, InstanceId, NetId, PoolId, Requirement, Resources, SnapshotCompression, TenantId};
+use mvm_model::{HostName, InstanceId, NetId, Requirement, Resources, SnapshotCompression, TenantId};
 use mvm_network::{Expected, Finding, PortSpec, TenantNetwork, Uplink};
 use mvm_vmm::{BaseFacts, BaseInfo, MemoryUsage, ProcessIdentity, Shape, SnapshotFacts, SnapshotInfo};
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::bases::BaseLaunch;
 use crate::spares::SpareOrder;
 use crate::{Host, HostError};
+
+pub use launch::{Launch, LaunchKind, Launched};
 
 /// Something privileged to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -235,57 +239,6 @@ pub enum Reply {
     Why(Option<String>),
     /// To MemoryUsage.
     MemoryUsage(MemoryUsage),
-}
-
-/// A VMM that was started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Launched {
-    /// Its process.
-    pub process: ProcessIdentity,
-    /// Whether it had been started ahead.
-    pub spare: bool,
-}
-
-/// A VMM to be started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Launch {
-    /// The instance.
-    pub instance: InstanceId,
-    /// Its tenant.
-    pub tenant: TenantId,
-    /// Its pool.
-    pub pool: PoolId,
-    /// Uid of the VMM.
-    pub uid: u32,
-    /// Revision of the image.
-    pub revision: String,
-    /// vCPUs, memory, disk.
-    pub resources: Resources,
-    /// The tenant's network.
-    pub network: TenantNetwork,
-    /// The machine's port on it.
-    pub port: PortSpec,
-    /// How the machine begins.
-    pub kind: LaunchKind,
-}
-
-/// How a machine begins.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LaunchKind {
-    /// With its kernel.
-    Cold,
-    /// From a base.
-    Clone {
-        /// The base's id.
-        base: String,
-    },
-    /// From its snapshot.
-    Restore {
-        /// What was committed with the sleep.
-        snapshot: SnapshotInfo,
-        /// The data disk's write epoch.
-        disk_epoch: u64,
-    },
 }
 
 /// Asks one request and takes the one reply that answers it.
