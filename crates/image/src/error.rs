@@ -75,7 +75,7 @@ pub enum Error {
     #[error("there is no revision {0} here: build the pool's image again")]
     UnknownRevision(RevisionId),
     /// A part is not what it was when it was built.
-    #[error("{}: expected SHA-256 {expected}, found {found}; build the pool's image again", file.display())]
+    #[error("{}: expected SHA-256 {expected}, found {found}", file.display())]
     Corrupt {
         /// The file.
         file: PathBuf,

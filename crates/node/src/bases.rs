@@ -166,7 +166,7 @@ async fn look_or_make(
         return Ok(Ensured::There(base));
     }
     let base = make(agent, maker, &wanted).await?;
-    collect(agent, tenant, pool).await?;
+    try_to_collect(agent, tenant, pool).await;
     Ok(Ensured::Made(base))
 }
 
@@ -299,7 +299,7 @@ fn guest(pool: &PoolRow, reason: impl ToString) -> BaseError {
 /// Removes the bases of a pool that nothing needs any more, and gives their ids.
 ///
 /// # Errors
-/// The store's or the host's; what was not removed is tried again the next time.
+/// The store's or the host's; what was not removed is removed by the next agent.
 pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<Vec<String>, BaseError> {
     let _one_at_a_time = agent.bases.collecting.lock().await;
     let (tenant, pool) = (tenant.clone(), pool.clone());
@@ -312,9 +312,12 @@ pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<
         })
         .await?;
     reached(KillPoint::BasesForgotten);
+    let mut failure = Ok(());
     for id in &unused {
-        agent.hands.discard_base(id.clone()).await?;
+        // One that cannot be removed keeps no other; the next agent finds it.
+        failure = agent.hands.discard_base(id.clone()).await.and(failure);
     }
+    failure?;
     Ok(unused)
 }
 
@@ -354,7 +357,7 @@ pub async fn collect_all(agent: &Agent) {
     }
 }
 
-/// As [`collect`]; what fails is tried again before long.
+/// As [`collect`]; what fails is logged.
 pub async fn try_to_collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) {
     match collect(agent, tenant, pool).await {
         Ok(ids) if ids.is_empty() => {}

@@ -96,7 +96,10 @@ async fn of_revision(agent: &Agent, revision: String) -> Result<Told, AgentError
     let follows = match of_pools.first() {
         // What a machine that runs has open stays what it is.
         Some(pool) => {
-            format!("`mvm pool build {pool}` makes its files anew; stop and start machines that run on it")
+            format!(
+                "`mvm pool build {pool}` makes its files anew, unless it builds another revision by now; \
+                 stop and start machines that run on it"
+            )
         }
         None if machines.is_empty() => "no pool has it any more, and no machine".to_owned(),
         None => format!(

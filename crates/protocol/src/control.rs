@@ -122,7 +122,7 @@ pub enum GuestRequest {
         /// How long services may take, in seconds.
         grace_secs: u32,
     },
-    /// Set the clock straight: slowly, or at once where it is off by more than a second.
+    /// Set the clock straight: slowly, or at once where it is behind by more than a second.
     AdjustClock {
         /// What time it is.
         clock: Clock,

@@ -32,9 +32,11 @@ pub(super) fn slew(nanos: i64) -> Result<()> {
     crate::sys::slew_clock(nanos / 1000).doing("adjusting the clock")
 }
 
-/// Whether a clock that is ahead by so many nanoseconds is set at once: slewing, it would take hours to be right.
-pub(super) const fn is_far_off(ahead: i64) -> bool {
-    ahead.unsigned_abs() > NANOS
+/// Whether a clock that is ahead by so many nanoseconds is set at once: so far behind, slewing would take hours.
+///
+/// One that is ahead never goes back at once. It may only seem to be: what the host says is older by as long as it was on its way.
+pub(super) const fn is_far_behind(ahead: i64) -> bool {
+    ahead < 0 && ahead.unsigned_abs() > NANOS
 }
 
 /// How far `own` is ahead of `host`, all in nanoseconds.
@@ -54,10 +56,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_off_by_more_than_a_second_is_far_off() {
+    fn only_what_is_behind_by_more_than_a_second_is_set_at_once() {
         let second = 1_000_000_000;
-        assert!([second + 1, -second - 1, i64::MIN, i64::MAX].iter().all(|&ahead| is_far_off(ahead)));
-        assert!([second, -second, 0].iter().all(|&ahead| !is_far_off(ahead)));
+        assert!([-second - 1, i64::MIN].iter().all(|&ahead| is_far_behind(ahead)));
+        assert!([-second, 0, second, second + 1, i64::MAX].iter().all(|&ahead| !is_far_behind(ahead)));
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Devices {
         }
     }
 
-    /// Sets the clock, slowly if it is about right, and says how far ahead it was, in microseconds.
+    /// Sets the clock, slowly unless it is far behind, and says how far ahead it was, in microseconds.
     ///
     /// # Errors
     /// The kernel's.
@@ -119,7 +119,7 @@ impl Devices {
             Self::Native(native) => native.ahead_of(clock),
         };
         match self {
-            _ if clock::is_far_off(ahead) => self.step_clock(clock)?,
+            _ if clock::is_far_behind(ahead) => self.step_clock(clock)?,
             Self::Machine { .. } => clock::slew(ahead.saturating_neg())?,
             Self::Native(native) => native.set_clock("slew", clock)?,
         }
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_far_off_is_set_at_once_and_another_slowly() {
+    fn a_clock_that_is_far_behind_is_set_at_once_and_another_slowly() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(ACTS);
         let acts = Mutex::new(File::create(&path).unwrap());
@@ -206,6 +206,6 @@ mod tests {
         };
         assert_eq!(adjust(162), (-162, "step".to_owned()));
         assert_eq!(adjust(162), (0, "slew".to_owned()));
-        assert_eq!(adjust(0), (162, "step".to_owned()));
+        assert_eq!(adjust(0), (162, "slew".to_owned()));
     }
 }

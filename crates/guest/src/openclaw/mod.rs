@@ -195,6 +195,10 @@ impl Worker {
         // Its folder is its user's, who may have put anything there: nothing else is to suffer from that.
         if let Err(failure) = config::write(&self.places, self.uid, &worker, &folder) {
             say(format_args!("{failure}; OpenClaw goes on with the config that it has"));
+            if access.token.is_some() {
+                // And with the secrets to which that refers.
+                return Ok(());
+            }
         }
         *access = Access { token: Some(token.to_owned()), telegram: worker.telegram, version };
         self.remove_secrets_but(version);

@@ -92,16 +92,22 @@ impl Task {
         self.step("link up");
         // Whoever wants to see what its services say need not wait until they are ready.
         self.set_session(Some(session));
-        require_ready(guest.hear("Wake", self.ready_limit().await?).await.map_err(failed)?)?;
+        require_ready(guest.hear("Wake", self.ready_limit().await).await.map_err(failed)?)?;
         self.step("ready");
         Ok(())
     }
 
     /// How long a guest may take to answer Wake: for as long as the recipe of what was launched allows its services to start.
-    pub(super) async fn ready_limit(&self) -> Result<Duration, ActError> {
-        let Some(launched) = &self.row.launched else { return Ok(READY) };
-        let services = self.agent.hands.services(launched.revision.clone()).await.map_err(failed)?;
-        Ok(READY + Duration::from_secs(services.start_seconds().into()))
+    /// One whose recipe cannot be read any more has its memory all the same, and is given what others have at least.
+    pub(super) async fn ready_limit(&self) -> Duration {
+        let Some(launched) = &self.row.launched else { return READY };
+        match self.agent.hands.services(launched.revision.clone()).await {
+            Ok(services) => READY + Duration::from_secs(services.start_seconds().into()),
+            Err(error) => {
+                tracing::warn!(instance = %self.row.address(), %error, "what its recipe allows is not known");
+                READY
+            }
+        }
     }
 
     /// Gives a guest that has confirmed who it is its config and secrets.

@@ -173,6 +173,6 @@ impl Task {
         self.agent.hands.set_link(self.row.id, true).await.map_err(failed)?;
         let session = self.session().ok_or_else(|| failed("its control session is gone"))?;
         let request = GuestRequest::Wake { generation: self.row.generation, cancelled };
-        require_ready(session.ask(&request, "Wake", self.ready_limit().await?).await.map_err(failed)?)
+        require_ready(session.ask(&request, "Wake", self.ready_limit().await).await.map_err(failed)?)
     }
 }

@@ -148,6 +148,7 @@ impl Resolver {
                     if trouble.send_replace(None).is_some() {
                         tracing::info!(tenant = %self.tenant.id, "names are answered again");
                     }
+                    pause = FIRST_PAUSE;
                     Arc::clone(&self).serve(sockets).await
                 }
                 Err(why) => why,

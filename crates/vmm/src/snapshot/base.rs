@@ -121,7 +121,7 @@ impl Base {
         Self::read(folder, id)?;
         FlatCheck::of(folder).and_then(|memory| memory.run()).map_err(|error| match error {
             // What a disk cannot give back any more is as good as damaged.
-            Error::Io { source, .. } => unreadable(MEMORY)(source).into(),
+            Error::Io { source, .. } if !is_shortage(&source) => unreadable(MEMORY)(source).into(),
             other => other,
         })
     }
@@ -135,6 +135,13 @@ impl Base {
     pub fn restore(self) -> Restore {
         Restore { device: self.device, pages: None }
     }
+}
+
+/// Whether the host lacks something just now, which says nothing of the file.
+fn is_shortage(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| lacking.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// Makes a base of a paused machine that began with empty memory, in a folder of its own below `bases`, named by its id. Until that

@@ -158,7 +158,7 @@ pub(super) struct OpenClaw {
 }
 
 /// Begins, goes on or ends as `config.json` and the secrets say now. What cannot be understood is noted, and leaves
-/// everything as it was.
+/// everything as it was; a bot's token that is none stops what goes over Telegram only.
 ///
 /// # Errors
 /// The port for workers is taken.

@@ -185,6 +185,9 @@ async fn in_time<T>(what: impl Future<Output = multer::Result<T>>) -> Result<T, 
     }
 }
 
+/// What names chats, and is no file: Telegram could read it out of a file's part as well.
+const NO_FILES: [&str; 3] = ["reply_parameters", "reply_markup", "media"];
+
 /// A file's part may have any plain name, as others refer to it, but none that means something for a parameter.
 fn check_file(name: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
@@ -192,7 +195,7 @@ fn check_file(name: &str, seen: &mut HashSet<String>) -> Result<(), Refused> {
     if seen.len() == MOST_FILES {
         return Err(Refused::bad_request(format_args!("more than {MOST_FILES} files")));
     }
-    if !is_plain || is_chat(name) || !seen.insert(name.to_owned()) {
+    if !is_plain || is_chat(name) || NO_FILES.contains(&name) || !seen.insert(name.to_owned()) {
         return Err(Refused::bad_request(format_args!("{name:?} is no name for a file's part")));
     }
     check_not_refused(name)

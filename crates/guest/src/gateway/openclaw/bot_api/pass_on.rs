@@ -51,7 +51,7 @@ pub(super) async fn call(
         let wait = match context.outgoing.send(request, CALL).await {
             Ok(response) => {
                 let (status, answer) = whole(response).await?;
-                if status == StatusCode::UNAUTHORIZED {
+                if is_of_the_token(status) {
                     if !changes.has_changed().unwrap_or_default() {
                         context.key_refused(&settings, BOT_TOKEN);
                     }
@@ -147,13 +147,18 @@ fn bot(settings: &Settings) -> Result<&BotToken, Refused> {
     settings.bot.as_ref().ok_or_else(|| Refused::new(502, "Bad Gateway: the gateway has no bot token"))
 }
 
+/// Whether Telegram says that the token is none: 404 where it does not look like one. Methods that it does not know are not called.
+fn is_of_the_token(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)
+}
+
 /// An answer, unless it is that the token is refused.
 fn accepted(
     context: &Context,
     settings: &Settings,
     response: Response<Incoming>,
 ) -> Result<Response<Incoming>, Refused> {
-    if response.status() == StatusCode::UNAUTHORIZED {
+    if is_of_the_token(response.status()) {
         context.key_refused(settings, BOT_TOKEN);
         return Err(Refused::no_access());
     }

@@ -71,7 +71,7 @@ impl Session {
                     }
                 }
                 Err(error) => {
-                    if matches!(error, ApiError::Refused { code: 401, .. }) {
+                    if matches!(error, ApiError::Refused { code: 401 | 404, .. }) {
                         self.context.metrics.key_refused(BOT_TOKEN);
                     }
                     if !std::mem::replace(&mut troubled, true) {

@@ -91,6 +91,7 @@ fn an_upload_that_is_not_for_the_own_chat_does_nothing() {
         format!("{own}{file}{}", part("reply_parameters", "{\"chat_id\":888}")),
         format!("{own}{file}{}", file.replace("\"document\"", "\"chat_id\"")),
         format!("{own}{file}{}", file.replace("\"document\"", "\"user_id\"")),
+        format!("{own}{file}{}", file.replace("\"document\"", "\"reply_parameters\"")),
         format!("{own}{file}{}", file.replace("\"document\"", "\"Inline_Message_Id\"")),
         format!("{own}{file}{file}"),
         format!("{own}{file}{}", part("document", "x")),
