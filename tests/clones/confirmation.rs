@@ -17,7 +17,7 @@ if os.fork():
     os._exit(0)
 os.setsid()
 behind = time.time() - time.monotonic()
-while abs(time.time() - time.monotonic() - behind) < 0.01:
+while abs(time.time() - time.monotonic() - behind) < 0.1:
     time.sleep(0.02)
 until = time.monotonic() + 8
 os.system(f"ip link set {link} up")

@@ -10,6 +10,8 @@ use crate::alice::{ALICE, KNOWN, Outside, WORKER, alice, sleep, standin, taken};
 
 /// How many messages come before the upgrade.
 const FIRST: usize = 3;
+/// How many more during it at most, besides as many as before it.
+const IN_BETWEEN: usize = 10;
 /// What an answer of the new image begins with.
 const NEW: &str = "anew: ";
 /// Where the stand-in asks the model for what it sends.
@@ -67,7 +69,9 @@ impl Asleep {
         (0..FIRST).for_each(|_| self.write());
         assert!(upgrading.try_wait().unwrap().is_none(), "it was written to in the middle of it");
         while upgrading.try_wait().unwrap().is_none() {
-            self.write();
+            if self.sent.len() < 2 * FIRST + IN_BETWEEN {
+                self.write();
+            }
             std::thread::sleep(Duration::from_millis(500));
         }
         upgrading.wait_with_output().unwrap()

@@ -172,6 +172,11 @@ async fn sleep_and_wake(session: &Session) {
         matches!(adjusted, GuestReply::ClockAdjusted { offset_micros } if offset_micros >= 0),
         "{adjusted:?}"
     );
+    // So far behind it is set at once.
+    let now = async || session.sh("date +%s").await.0.parse::<u64>().unwrap();
+    let ahead = now().await + 20;
+    session.ask(GuestRequest::AdjustClock { clock: clock_in(ahead) }).await;
+    assert!(now().await >= ahead);
 }
 
 fn clock_in(seconds: u64) -> mvm_protocol::control::Clock {

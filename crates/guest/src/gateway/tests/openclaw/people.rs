@@ -173,7 +173,7 @@ fn somebody_who_is_not_served_any_more_gets_nothing() {
 #[test]
 fn what_a_worker_knew_is_taken_for_a_while_after_it_was_replaced() {
     let mut world = World::asleep();
-    world.config.openclaw.pace.former_tokens = Duration::from_secs(5);
+    world.config.openclaw.pace.former_tokens = Duration::from_secs(10);
     world.start();
     let calls = |world: &World, token: &str| {
         let list = format!(
@@ -194,7 +194,7 @@ fn what_a_worker_knew_is_taken_for_a_while_after_it_was_replaced() {
     }
     assert_eq!(calls(&world, &world.bob.token), [401, 401], "they are one worker's");
     std::thread::sleep(
-        Duration::from_secs(5).saturating_sub(replaced.elapsed()) + Duration::from_millis(500),
+        Duration::from_secs(10).saturating_sub(replaced.elapsed()) + Duration::from_millis(500),
     );
     assert_eq!(calls(&world, &tokens[1]), [401, 401]);
     assert_eq!(calls(&world, &tokens[2]), [200, 200]);
