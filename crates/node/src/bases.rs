@@ -324,14 +324,19 @@ pub async fn collect(agent: &Agent, tenant: &TenantId, pool: &PoolId) -> Result<
 /// The bases of a pool that are not its current one, that no VMM maps and no snapshot lies over.
 fn unneeded(tx: &rusqlite::Transaction<'_>, tenant: &TenantId, pool: &PoolId) -> store::Sql<Vec<String>> {
     let revision = store::pool(tx, tenant, pool)?.map(|pool| pool.revision);
-    let rows = store::bases(tx, Some((tenant, pool)))?;
+    let mut rows = store::bases(tx, Some((tenant, pool)))?;
+    if let Some(current) = rows.iter().position(|row| Some(&row.revision) == revision.as_ref()) {
+        rows.remove(current);
+    }
+    if rows.is_empty() {
+        // This is asked every minute, and most pools have the current one only: their machines' rows need not be read.
+        return Ok(Vec::new());
+    }
     let needed: BTreeSet<String> = store::instances(tx, Some(tenant), Some(pool))?
         .iter()
         .filter_map(|row| row.base().map(str::to_owned))
         .collect();
-    let current = rows.iter().find(|row| Some(&row.revision) == revision.as_ref()).map(|row| &row.id);
-    let unneeded = rows.iter().filter(|row| Some(&row.id) != current && !needed.contains(&row.id));
-    Ok(unneeded.map(|row| row.id.clone()).collect())
+    Ok(rows.into_iter().map(|row| row.id).filter(|id| !needed.contains(id)).collect())
 }
 
 /// Removes the bases of all pools that nothing needs any more, as far as they can be removed now.
