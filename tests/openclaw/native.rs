@@ -35,9 +35,7 @@ fn it_is_configured_suspended_resumed_and_given_new_secrets() {
     assert!(matches!(guest.hello(), GuestReply::Hello { phase: Phase::Booted, generation: 0, .. }));
 
     let token = fresh();
-    guest.personalize(1, true, now() + AHEAD);
-    guest.update(&token);
-    guest.wake(1);
+    guest.come_up(1, now() + AHEAD, &token);
     let acts = guest.acts();
     assert_eq!(acts[0], json!({ "act": "credit", "bytes": 64 }));
     assert_eq!((&acts[1]["act"], &acts[2]["act"]), (&json!("step"), &json!("identity")));
@@ -71,9 +69,7 @@ fn it_is_configured_suspended_resumed_and_given_new_secrets() {
     outside.say(&token, 2, "dolphin");
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(outside.sent().len(), 1, "it takes messages while it is suspended, and does not answer");
-    guest.personalize(2, false, now() + AHEAD);
-    guest.update(&token);
-    guest.wake(2);
+    guest.come_up(2, now() + AHEAD, &token);
     outside.wait_for_answers(2);
     assert_eq!(outside.sent()[1].2, "answer to dolphin");
     outside.wait_for_answers(3);
@@ -107,7 +103,7 @@ fn what_is_said_first_after_a_claim_is_answered() {
     let outside = Outside::new();
     let guest = Guest::start(outside.namespace(), &openclaw);
     let token = fresh();
-    guest.personalize(1, true, now());
+    guest.personalize(1, now());
     guest.update_for_nobody(&token);
     guest.wake(1);
     outside.is_refused(&token, 1, "aardvark");
@@ -125,9 +121,7 @@ fn a_heartbeat_is_a_time_to_wake_at() {
     let outside = Outside::new();
     let guest = Guest::start(outside.namespace(), &openclaw);
     let token = fresh();
-    guest.personalize(1, true, now());
-    guest.update(&token);
-    guest.wake(1);
+    guest.come_up(1, now(), &token);
     outside.say(&token, 1, "aardvark");
     outside.wait_for_answers(1);
     assert_eq!(outside.next_wake(&token), None, "it has none unless its person wants one");
@@ -148,9 +142,7 @@ fn after_two_hours_its_clock_is_right_and_what_was_due_meanwhile_is_done() {
     let outside = Outside::new();
     let Some(guest) = Guest::start_in_time(outside.namespace(), &openclaw) else { return };
     let token = fresh();
-    guest.personalize(1, true, now());
-    guest.update(&token);
-    guest.wake(1);
+    guest.come_up(1, now(), &token);
     outside.say(&token, 1, "aardvark");
     outside.wait_for_answers(1);
     guest.wait_until_idle();
@@ -161,9 +153,7 @@ fn after_two_hours_its_clock_is_right_and_what_was_due_meanwhile_is_done() {
     assert_eq!(prepared, expected);
 
     guest.jump(AHEAD);
-    guest.personalize(2, false, now() + AHEAD);
-    guest.update(&token);
-    guest.wake(2);
+    guest.come_up(2, now() + AHEAD, &token);
     outside.wait_for_answers(2);
     outside.say(&token, 2, "dolphin");
     outside.wait_for_answers(3);
@@ -186,9 +176,7 @@ fn it_is_reached_through_the_gateway_which_wakes_it_and_has_the_keys() {
     let gateway = Gateway::start();
     let guest = Guest::start(gateway.namespace(), &openclaw);
     let token = gateway.worker_token();
-    guest.personalize(1, true, now() + AHEAD);
-    guest.update(&token);
-    guest.wake(1);
+    guest.come_up(1, now() + AHEAD, &token);
     gateway.say("aardvark", "answer one");
     gateway.wait_for_answer("answer one");
     guest.wait_until_idle();
@@ -199,9 +187,7 @@ fn it_is_reached_through_the_gateway_which_wakes_it_and_has_the_keys() {
         gateway.say("badger", "answer two");
     };
     gateway.asleep_until_asked(suspend, || {
-        guest.personalize(2, false, now() + AHEAD);
-        guest.update(&token);
-        guest.wake(2);
+        guest.come_up(2, now() + AHEAD, &token);
     });
     gateway.wait_for_answer("answer two");
     guest.wait_until_idle();

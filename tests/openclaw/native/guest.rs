@@ -83,7 +83,16 @@ impl Guest {
         self.ask(GuestRequest::Hello { protocol: PROTOCOL_VERSION })
     }
 
-    pub(super) fn personalize(&self, generation: u64, with_identity: bool, seconds: u64) {
+    /// As a host has a machine come up, with this token as its secret.
+    pub(super) fn come_up(&self, generation: u64, seconds: u64, token: &str) {
+        self.personalize(generation, seconds);
+        self.update(token);
+        self.wake(generation);
+    }
+
+    /// Tells it who it is, the first time, and what time it is.
+    pub(super) fn personalize(&self, generation: u64, seconds: u64) {
+        let with_identity = generation == 1;
         let reply = self.ask(GuestRequest::Personalize {
             generation,
             identity: with_identity.then(identity),
