@@ -145,6 +145,11 @@ impl BotApi {
         lock(&self.bot.state).files.insert(file_id.to_owned(), content.to_vec());
     }
 
+    /// Has a file go, as Telegram's do after a while.
+    pub fn remove_file(&self, file_id: &str) {
+        lock(&self.bot.state).files.remove(file_id);
+    }
+
     /// Takes `token`, and none that it took before.
     pub fn set_token(&self, token: &str) {
         lock(&self.bot.state).tokens = BTreeSet::from([token.to_owned()]);

@@ -108,7 +108,10 @@ pub(super) async fn upload(
         Some(sent) => sent,
         None => sending.await,
     };
-    let sent = accepted(context, settings, sent.map_err(|error| bad_gateway(&error))?)?;
+    let sent = sent.map_err(|error| bad_gateway(&error))?;
+    if is_of_the_token(sent.status()) {
+        return Err(without_access(context, settings));
+    }
     let (status, answer) = whole(sent).await?;
     let wait = retry_after(status, &answer);
     Ok(answered(status, answer, wait))
@@ -133,7 +136,9 @@ pub(super) async fn download(
     let outgoing = Request::builder().uri(uri).body(full(Bytes::new()));
     let outgoing = outgoing.map_err(|_| Refused::bad_request("file_path"))?;
     let response = context.outgoing.send(outgoing, CALL).await.map_err(|error| bad_gateway(&error))?;
-    let response = accepted(context, settings, response)?;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        return Err(without_access(context, settings));
+    }
     let (head, body) = response.into_parts();
     let mut passed = Response::new(Timely::new(body, CALL).boxed_unsync());
     *passed.status_mut() = head.status;
@@ -147,22 +152,15 @@ fn bot(settings: &Settings) -> Result<&BotToken, Refused> {
     settings.bot.as_ref().ok_or_else(|| Refused::new(502, "Bad Gateway: the gateway has no bot token"))
 }
 
-/// Whether Telegram says that the token is none: 404 where it does not look like one. Methods that it does not know are not called.
+/// Whether Telegram says of a method that the token is none: 404 where it does not look like one. Methods that it does not know
+/// are not called. Of a file 404 says that it has gone.
 fn is_of_the_token(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)
 }
 
-/// An answer, unless it is that the token is refused.
-fn accepted(
-    context: &Context,
-    settings: &Settings,
-    response: Response<Incoming>,
-) -> Result<Response<Incoming>, Refused> {
-    if is_of_the_token(response.status()) {
-        context.key_refused(settings, BOT_TOKEN);
-        return Err(Refused::no_access());
-    }
-    Ok(response)
+fn without_access(context: &Context, settings: &Settings) -> Refused {
+    context.key_refused(settings, BOT_TOKEN);
+    Refused::no_access()
 }
 
 fn bad_gateway(error: &OutgoingError) -> Refused {

@@ -73,6 +73,8 @@ fn uploads_and_downloads_go_through_as_they_are() {
     assert_eq!(got["result"]["file_path"], "documents/f1");
     assert_eq!(file("documents/f1").body, "content of f1");
     assert_eq!(file("documents/../documents/f1").status(), 404);
+    world.bot.remove_file("f1");
+    assert_eq!(file("documents/f1").status(), 404, "it has gone, and the token is good");
 }
 
 #[test]
